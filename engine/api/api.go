@@ -1,0 +1,238 @@
+// Package api is the vocabulary of the local API: what the service says about
+// itself and what it can be told, as JSON. The service (engine/apiserver), the
+// client (app/client), the CLI and the tray all speak it, so a field means the
+// same everywhere. It is a leaf: types and constants, no behaviour.
+//
+// Times are RFC 3339 in UTC, durations are milliseconds (fields end in _ms),
+// sizes are bytes. Fields are only ever added; Schema changes if one must be
+// removed or change its meaning.
+package api
+
+import "time"
+
+// Schema is the version of every JSON document that the CLI prints.
+const Schema = 1
+
+// Version is the version of the local API, in status and in the path (/v1/).
+const Version = 1
+
+// State is where the engine's machine stands (see engine/machine.go).
+type State string
+
+const (
+	Off      State = "off"
+	Starting State = "starting"
+	On       State = "on"
+	Stopping State = "stopping"
+	// Blocked: traffic is held back because it could only leave unprotected,
+	// or not at all; Status.Cause says why and Status.Hint what to do.
+	Blocked State = "blocked"
+)
+
+// Status is one snapshot of the service.
+type Status struct {
+	Schema   int       `json:"schema"`
+	State    State     `json:"state"`
+	Cause    string    `json:"cause"`          // why Blocked, or why the last attempt to start failed; "" if all is well
+	Code     ErrorCode `json:"code,omitempty"` // what kind of failure Cause tells of
+	Hint     string    `json:"hint,omitempty"` // what the user can do about Cause
+	Since    time.Time `json:"since"`          // when State was entered
+	Upstream Upstream  `json:"upstream"`       // the one in use (or that would be, if Off)
+	Latency  Latency   `json:"latency_ms"`
+	Reuse    float64   `json:"reuse"` // 0..1: flows served without a new TCP or TLS handshake to the upstream
+	Flows    Flows     `json:"flows"`
+	Bytes    Bytes     `json:"bytes"`
+	UDP      UDP       `json:"udp"`
+	Protect  Protect   `json:"protect"`
+	TUN      TUN       `json:"tun"`
+	Proxy    string    `json:"proxy"` // address of the local HTTP and SOCKS5 proxy; "" if it is not listening
+	DNS      DNS       `json:"dns"`
+	Warnings []string  `json:"warnings,omitempty"` // things that work less well than they could, for people
+	Version  Versions  `json:"version"`
+}
+
+// Upstream is one upstream proxy, as the outside may see it: no credentials.
+type Upstream struct {
+	Name      string  `json:"name"`
+	Scheme    string  `json:"scheme"` // direct, http, https, socks5
+	Address   string  `json:"address,omitempty"`
+	RTTms     float64 `json:"rtt_ms"` // of the last connection set up to it; 0 if unknown
+	EarlyData bool    `json:"early_data"`
+	UDP       bool    `json:"udp"`
+	InUse     bool    `json:"in_use,omitempty"`
+	Failures  int     `json:"failures,omitempty"` // in a row, now
+	Error     string  `json:"error,omitempty"`    // of the last failure, while Failures > 0
+	Flows     uint64  `json:"flows,omitempty"`    // carried since the start
+}
+
+// Percentiles in milliseconds; zero if nothing was measured.
+type Percentiles struct {
+	P50 float64 `json:"p50"`
+	P95 float64 `json:"p95"`
+	P99 float64 `json:"p99"`
+}
+
+type Latency struct {
+	// Added is what the product itself adds to a new flow: from the app's
+	// request in our hands to the moment the dial to the upstream starts.
+	Added Percentiles `json:"added"`
+	// FirstByte is from the app's request to the first byte back from the target.
+	FirstByte Percentiles `json:"first_byte"`
+}
+
+type Flows struct {
+	Open    int64  `json:"open"`
+	Total   uint64 `json:"total"`
+	Refused uint64 `json:"refused"` // the upstream or the target did not take them
+	Blocked uint64 `json:"blocked"` // by a rule, by the UDP policy or by state Blocked
+}
+
+// Bytes of payload, as apps see them.
+type Bytes struct {
+	Up         uint64 `json:"up"`
+	Down       uint64 `json:"down"`
+	DirectUp   uint64 `json:"direct_up"`
+	DirectDown uint64 `json:"direct_down"`
+}
+
+type UDP struct {
+	Blocked uint64 `json:"blocked"` // datagrams that were not sent because the upstream carries no UDP
+}
+
+type Protect struct {
+	KillSwitch string `json:"kill_switch"` // auto, always, off
+	Blocking   bool   `json:"blocking"`    // traffic is being held back now
+}
+
+type TUN struct {
+	Name string `json:"name"` // "" if there is no TUN
+	Path string `json:"path"` // kernel, userspace; "" if there is no TUN
+	MTU  int    `json:"mtu,omitempty"`
+	IPv6 bool   `json:"ipv6"`
+}
+
+type DNS struct {
+	Mode string `json:"mode"` // fake-ip, real; "" if DNS is not taken over
+	How  string `json:"how,omitempty"`
+}
+
+type Versions struct {
+	Service string `json:"service"`
+	API     int    `json:"api"`
+}
+
+// Prefs is the body of PATCH /v1/prefs; nil fields stay as they are. The
+// answer is the Status after the change has been accepted (not completed).
+type Prefs struct {
+	On *bool `json:"on,omitempty"`
+	// Upstream is a name from the configuration, "auto", or a URL
+	// (scheme://user:password@host:port).
+	Upstream *string `json:"upstream,omitempty"`
+}
+
+// Event is one line of GET /v1/watch: the first is a full Status, and so is
+// every later one whose Type is "status"; "error" carries what just went wrong.
+type Event struct {
+	Type   string    `json:"type"` // status, error
+	Time   time.Time `json:"time"`
+	Status *Status   `json:"status,omitempty"`
+	Error  *Error    `json:"error,omitempty"`
+}
+
+// Upstreams is the answer of GET /v1/upstreams.
+type Upstreams struct {
+	Schema    int        `json:"schema"`
+	Choice    string     `json:"choice"` // "auto" or a name
+	Upstreams []Upstream `json:"upstreams"`
+}
+
+// Flow is one live flow in GET /v1/flows.
+type Flow struct {
+	ID       uint64    `json:"id"`
+	Network  string    `json:"network"` // tcp, udp
+	Inbound  string    `json:"inbound"` // tun, http, socks5
+	Source   string    `json:"source"`
+	Target   string    `json:"target"` // host:port
+	Process  string    `json:"process,omitempty"`
+	Via      string    `json:"via"`  // upstream name, "direct"
+	Rule     string    `json:"rule"` // which rule decided
+	Start    time.Time `json:"start"`
+	Up       uint64    `json:"up"`
+	Down     uint64    `json:"down"`
+	Reused   bool      `json:"reused"`
+	Phases   Phases    `json:"phases_ms"`
+	FirstErr string    `json:"error,omitempty"`
+}
+
+// Phases are the milliseconds each step of a flow's set-up took; 0 if it did
+// not happen.
+type Phases struct {
+	Rules     float64 `json:"rules"`
+	Dial      float64 `json:"dial"`    // TCP to the upstream (or target, if direct)
+	TLS       float64 `json:"tls"`     // TLS to the upstream
+	Connect   float64 `json:"connect"` // the proxy handshake
+	FirstByte float64 `json:"first_byte"`
+}
+
+// FlowList is the answer of GET /v1/flows.
+type FlowList struct {
+	Schema int    `json:"schema"`
+	Flows  []Flow `json:"flows"`
+}
+
+// Why is the answer of GET /v1/why?host=: what would happen to a flow there.
+type Why struct {
+	Schema   int    `json:"schema"`
+	Host     string `json:"host"`
+	Verdict  string `json:"verdict"` // auto, direct, block, or an upstream's name
+	Rule     string `json:"rule"`
+	Upstream string `json:"upstream"` // that would carry it; "" if blocked
+	DNS      string `json:"dns"`      // how the name is resolved, for people
+	UDP      string `json:"udp"`      // what would happen to UDP there
+	// LastError is why the last flow there failed, "" if none did.
+	LastError string `json:"last_error,omitempty"`
+}
+
+// Config is the answer of GET /v1/config: the configuration in force.
+type Config struct {
+	Schema int    `json:"schema"`
+	Path   string `json:"path"` // "" if there is no file
+	TOML   string `json:"toml"` // complete, defaults included, secrets redacted
+}
+
+// ErrorCode is what kind of thing went wrong, for programs.
+type ErrorCode string
+
+const (
+	ErrInternal     ErrorCode = "internal"
+	ErrBadRequest   ErrorCode = "bad_request" // the caller's mistake
+	ErrNotFound     ErrorCode = "not_found"   // no such call, flow, upstream
+	ErrPermission   ErrorCode = "permission"  // the caller may not do this
+	ErrConfig       ErrorCode = "config"      // the configuration is wrong
+	ErrUnknownName  ErrorCode = "unknown_upstream"
+	ErrSystem       ErrorCode = "system" // the operating system refused: no root, no /dev/net/tun …
+	ErrPortInUse    ErrorCode = "port_in_use"
+	ErrRefused      ErrorCode = "upstream_refused"     // TCP reset or refused
+	ErrUnreachable  ErrorCode = "upstream_unreachable" // no route, name does not resolve
+	ErrTimeout      ErrorCode = "upstream_timeout"
+	ErrAuth         ErrorCode = "upstream_auth"     // 407, SOCKS5 status 01, no acceptable method
+	ErrTLS          ErrorCode = "upstream_tls"      // certificate or handshake
+	ErrProtocol     ErrorCode = "upstream_protocol" // it answered something that is not a proxy's answer
+	ErrTargetFailed ErrorCode = "target_failed"     // the proxy works; the target does not
+	ErrState        ErrorCode = "state"             // intent or journal could not be read
+)
+
+// Error is what a failed call answers, and what a user is shown: what went
+// wrong, where, and what to do.
+type Error struct {
+	Code    ErrorCode `json:"code"`
+	Message string    `json:"message"`
+	Hint    string    `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return e.Message
+	}
+	return e.Message + " (" + e.Hint + ")"
+}

@@ -1,0 +1,134 @@
+// Package platform is the contract between the engine and an operating system.
+//
+//	engine ──► platform.Host ◄── platform/linux | darwin | windows
+//	                         ◄── platform/platformtest (a recording fake)
+//
+// The engine hands the system a whole desired state (NetConfig) and the Host
+// brings the machine there; nothing outside platform/* knows how. The package
+// holds types only. app/atlanticd picks the Host.
+package platform
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"syscall"
+
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// Host is one operating system's network. All methods may be called from any
+// goroutine.
+type Host interface {
+	// OpenTUN creates the TUN device and returns it. The device disappears
+	// when it is closed or when the process ends. The returned device may also
+	// satisfy MultiQueue.
+	OpenTUN(TUNConfig) (tun.Device, error)
+
+	// Apply makes the machine match cfg. It is idempotent, and all-or-nothing:
+	// on an error the machine is as it was before the call. Every change is
+	// journalled before it is made. The zero NetConfig undoes everything that
+	// this Host (or a crashed one before it) has changed, object by object.
+	Apply(ctx context.Context, cfg NetConfig) error
+
+	// Changes delivers a value after the physical network has changed: links,
+	// addresses, default routes. Bursts are merged (within about 200 ms). The
+	// channel is closed by Close.
+	Changes() <-chan NetChange
+
+	// Control prepares one of our own sockets before it connects or binds, so
+	// that its packets leave by the physical network and never enter the TUN.
+	// It has the shape of net.Dialer.Control.
+	Control(network, address string, c syscall.RawConn) error
+
+	// Close restores the machine (as Apply of the zero NetConfig does) and
+	// releases the Host. It is idempotent.
+	Close() error
+}
+
+// TUNConfig says what TUN device to create.
+type TUNConfig struct {
+	Name   string // "atlantic0"; macOS picks utunN instead
+	MTU    int    // bytes of IP packet
+	Queues int    // wanted number of queues; 0 or 1 where more are not possible
+	// Addr4 and Addr6 are the device's own addresses with their prefix, which
+	// is on-link. An invalid prefix leaves that family out.
+	Addr4, Addr6 netip.Prefix
+}
+
+// MultiQueue is what a TUN device has beside tun.Device where the system hands
+// out raw super-packets (Linux). A user of it does not call tun.Device's Read
+// and Write.
+type MultiQueue interface {
+	// Queues returns one file per queue, each a blocking descriptor of
+	// /dev/net/tun with IFF_VNET_HDR: every read returns one virtio_net_hdr
+	// (10 bytes) and one packet of up to 64 KiB; every write takes the same.
+	// They stay owned by the device and are closed with it; a blocked read
+	// returns an error then.
+	Queues() []Queue
+}
+
+// Queue reads and writes raw packets with a virtio_net_hdr in front.
+type Queue interface {
+	Read(p []byte) (int, error)
+	Write(p []byte) (int, error)
+}
+
+// NetConfig is the whole desired state of the machine's network. The zero
+// value means "as if we had never been here".
+type NetConfig struct {
+	// TUN is the name of the device (from tun.Device.Name) that traffic is to
+	// enter; "" means none, and then nothing else is applied.
+	TUN string
+	// Addr4 and Addr6 are the TUN's own addresses, as in TUNConfig.
+	Addr4, Addr6 netip.Prefix
+	MTU          int
+	// Default4 and Default6 take the default route of that family into the
+	// TUN. A family with an address but no Default is left alone.
+	Default4, Default6 bool
+	// LAN keeps the private subnets that this machine is attached to (tracked
+	// live) and link-local multicast outside the TUN; port 53 enters the TUN
+	// even there.
+	LAN bool
+	// DNS are the resolver addresses that apps are to use; empty leaves DNS
+	// alone.
+	DNS []netip.Addr
+}
+
+// NetChange tells what the physical network looks like now.
+type NetChange struct {
+	Up bool // there is a default route outside the TUN
+	// Interface is the device of that route; "" if there is none.
+	Interface  string
+	Has4, Has6 bool
+	// DNS are the resolvers that the machine had (and would have without us).
+	DNS []netip.Addr
+}
+
+// Options are what every Host is made from: New(*slog.Logger, Options).
+type Options struct {
+	// StateDir holds the journal; it must be writable by root only.
+	StateDir string
+}
+
+// Uplink is what a Host may know beside the contract: the physical network as
+// it is now, for a start before any change has been delivered. Every Host in
+// this repository has it.
+type Uplink interface {
+	Uplink() NetChange
+}
+
+// Processes finds the app at the local end of a flow. A Host may have it.
+type Processes interface {
+	// Process returns the executable's path of the process that owns the local
+	// socket src (protocol "tcp" or "udp"), or "" if it cannot be told. It may
+	// take a millisecond: never call it per packet.
+	Process(network string, src, dst netip.AddrPort) string
+}
+
+// Errors that callers branch on; they are wrapped with what was being done.
+var (
+	ErrPermission  = errors.New("permission denied")            // not root, or a capability is missing
+	ErrNoTUN       = errors.New("the system has no TUN device") // /dev/net/tun missing, wintun.dll missing
+	ErrUnsupported = errors.New("not supported on this system")
+)
