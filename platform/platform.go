@@ -103,6 +103,9 @@ type NetChange struct {
 	Has4, Has6 bool
 	// DNS are the resolvers that the machine had (and would have without us).
 	DNS []netip.Addr
+	// LAN are the private subnets that this machine is attached to (RFC 1918,
+	// RFC 4193, link-local; on-link, never a public range, never all of 10/8).
+	LAN []netip.Prefix
 }
 
 // Options are what every Host is made from: New(*slog.Logger, Options).
