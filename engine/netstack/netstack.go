@@ -1,0 +1,120 @@
+// Package netstack turns the packets in a TUN device into flows.
+//
+//	            ┌ kernel path: TCP is translated towards a listener of ours, so that
+//	apps ─ TUN ─┤   this machine's own kernel terminates it; UDP and ICMP by hand
+//	            └ userspace path: gVisor terminates TCP, UDP and ICMP
+//	                 │
+//	                 └─► flow.Handler (engine/route)
+//
+// The kernel path needs a device with raw queues (platform.MultiQueue, which is
+// why this package imports platform beside flow; the types are named, so a
+// structural interface cannot stand in). It rewrites addresses and ports of
+// packets of up to 64 KiB and hands them back to the kernel:
+//
+//	app A:sp ──► X:dp          is written back as   peer:np ──► tun:port (listener)
+//	tun:port ──► peer:np       is written back as   X:dp ──► A:sp
+//
+// Both legs of a relayed connection are then kernel sockets, and copying
+// between them is splice(2). A new connection's SYN is held until the Handler
+// has accepted or rejected the flow, so that a dead target looks dead.
+//
+// UDP does not go through gVisor on the kernel path: a session here is one map
+// entry, one small queue and one goroutine, where a gVisor endpoint costs
+// several times that, and a datagram crosses one channel instead of a stack
+// (less memory, less delay).
+//
+// Everything in a packet is hostile input: tables are bounded, nothing is
+// answered with more than it cost to send, and no answer begets an answer.
+//
+// Only engine imports this package; only this package imports gvisor.dev.
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+// Options are what a Stack is made from.
+type Options struct {
+	// Device is the TUN. The Stack owns it from a successful New on, and closes
+	// it: a blocked read of a TUN ends in no other way.
+	Device tun.Device
+	// Stack chooses the path: "kernel" (an error where the device has no raw
+	// queues), "userspace", or "auto" (also ""): kernel where possible.
+	Stack string
+	// Addr4 and Addr6 are the device's own addresses with their on-link prefix,
+	// at most /24 and /116 long: the kernel path uses addresses next to it as
+	// NAT peers (.16 to .255; ::100 to ::fff). An invalid prefix leaves that
+	// family out, and its packets are dropped.
+	Addr4, Addr6 netip.Prefix
+	MTU          int // bytes of IP packet; larger datagrams to apps are fragmented
+	Handler      flow.Handler
+	Log          *slog.Logger
+}
+
+// carrier is one of the two paths.
+type carrier interface {
+	Run(ctx context.Context) error
+	Close() error
+}
+
+// Stack carries the packets of one TUN device.
+type Stack struct {
+	carrier carrier
+	path    string
+}
+
+// New makes a Stack; it reads no packet before Run. On an error the device
+// stays with the caller.
+func New(o Options) (*Stack, error) {
+	if o.Device == nil || o.Handler == nil || o.Log == nil {
+		return nil, errors.New("netstack: Device, Handler and Log must be set")
+	}
+	if !o.Addr4.IsValid() && !o.Addr6.IsValid() {
+		return nil, errors.New("netstack: neither Addr4 nor Addr6 is set")
+	}
+	mq, raw := o.Device.(platform.MultiQueue)
+	raw = raw && len(mq.Queues()) > 0
+	switch o.Stack {
+	case "kernel":
+		if !raw {
+			return nil, fmt.Errorf("tun stack %q: this device has no raw queues; use \"auto\" or \"userspace\"", o.Stack)
+		}
+	case "userspace":
+		raw = false
+	case "auto", "":
+	default:
+		return nil, fmt.Errorf("tun stack %q: want \"auto\", \"kernel\" or \"userspace\"", o.Stack)
+	}
+	if raw {
+		k, err := newKernel(o, mq.Queues())
+		if err != nil {
+			return nil, fmt.Errorf("kernel path: %w", err)
+		}
+		return &Stack{carrier: k, path: "kernel"}, nil
+	}
+	u, err := newUserspace(o)
+	if err != nil {
+		return nil, fmt.Errorf("userspace path: %w", err)
+	}
+	return &Stack{carrier: u, path: "userspace"}, nil
+}
+
+// Path is "kernel" or "userspace".
+func (s *Stack) Path() string { return s.path }
+
+// Run carries packets until ctx ends (it then returns nil) or the device fails.
+// It returns after every flow has ended, closes the device, and is called once.
+func (s *Stack) Run(ctx context.Context) error { return s.carrier.Run(ctx) }
+
+// Close releases the device and ends Run. It is idempotent and may be called
+// without Run.
+func (s *Stack) Close() error { return s.carrier.Close() }
