@@ -27,9 +27,8 @@ func ClientPath() string {
 
 // Listen makes the named pipe at path and returns its listener. It must be the
 // first to make that name (go-winio asks for FILE_CREATE, so a squatter's pipe
-// is never joined) and no remote client gets in (FILE_PIPE_REJECT_REMOTE_CLIENTS,
-// and the DACL denies the network). Errors match ErrRunning where the name is
-// taken.
+// is never joined), and no other machine gets in (FILE_PIPE_REJECT_REMOTE_CLIENTS,
+// which go-winio sets). Errors match ErrRunning where the name is taken.
 func Listen(path string) (net.Listener, error) {
 	own, err := ownUser()
 	if err != nil {

@@ -26,12 +26,12 @@ func PeerOf(conn net.Conn) (Peer, error) {
 		return Peer{}, fmt.Errorf("peer credentials: %w", err)
 	}
 	p := Peer{UID: uid, Known: true, Name: userName(uid)}
-	p.Admin = uid == 0 || uid == os.Geteuid() || inGroup(uc, uid)
+	p.Admin = uid == 0 || uid == os.Geteuid() || inGroup(uc, uid, Group)
 	return p, nil
 }
 
-func inGroup(uc *net.UnixConn, uid int) bool {
-	g, err := user.LookupGroup(Group)
+func inGroup(uc *net.UnixConn, uid int, group string) bool {
+	g, err := user.LookupGroup(group)
 	if err != nil {
 		return false // no such group: nobody is in it
 	}
