@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/atlanticproxy/atlanticproxy/engine"
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/apiserver"
+	"github.com/atlanticproxy/atlanticproxy/engine/config"
+	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
+)
+
+type runOptions struct {
+	config, state, socket string
+	noTUN, up, verbose    bool
+}
+
+// run starts everything in order and takes it down in the reverse one. It
+// returns when ctx ends, when somebody asks the API to shut down, or when a
+// part fails.
+func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
+	level := slog.LevelInfo
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if o.socket == "" {
+		o.socket = localsock.DefaultPath()
+	}
+	cfg, err := config.Load(o.config)
+	if err != nil {
+		return err
+	}
+	if cfg.TUN.Enabled && !o.noTUN && !privileged() {
+		return fmt.Errorf("a TUN needs root: %w", platform.ErrPermission)
+	}
+	if err := os.MkdirAll(o.state, 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	// The socket comes first: a second service must find out before it could
+	// undo, as a crashed run's remains, what the first one has made.
+	sock, err := localsock.Listen(o.socket)
+	if err != nil {
+		return fmt.Errorf("local API: %w", err)
+	}
+	defer sock.Close()
+	host, err := newHost(log, platform.Options{StateDir: o.state})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	eng, err := engine.New(engine.Options{
+		Config: cfg, Host: host, StateDir: o.state, NoTUN: o.noTUN, Up: o.up, Version: version, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	raiseFileLimit()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wait sync.WaitGroup
+	wait.Go(func() { tell(ctx, eng, stdout, o.socket) })
+	wait.Go(func() {
+		if err := apiserver.New(eng, apiserver.Options{Log: log}).Serve(ctx, sock); err != nil && ctx.Err() == nil {
+			log.Error("local API", "err", err)
+			cancel()
+		}
+	})
+	err = eng.Run(ctx)
+	cancel()
+	wait.Wait()
+	return err
+}
+
+// tell prints, for whoever runs the service in a terminal, what it has done and
+// how to steer it, once for each state it enters.
+func tell(ctx context.Context, eng *engine.Engine, w io.Writer, socket string) {
+	steer := "atlantic"
+	if socket != localsock.DefaultPath() {
+		steer += " --socket " + socket
+	}
+	last := api.Status{}
+	show := func(st api.Status) {
+		if st.State == last.State && st.Cause == last.Cause {
+			return
+		}
+		last = st
+		fmt.Fprint(w, summary(st, steer))
+	}
+	events := eng.Watch(ctx)
+	show(eng.Status())
+	for ev := range events {
+		if ev.Status != nil {
+			show(*ev.Status)
+		}
+	}
+}
+
+func summary(st api.Status, steer string) string {
+	switch st.State {
+	case api.On:
+		s := "AtlanticProxy is on.\n"
+		if st.TUN.Name != "" {
+			s += fmt.Sprintf("  every app   leaves through %s (%s, %s path)\n", upstreamText(st), st.TUN.Name, st.TUN.Path)
+		}
+		if st.Proxy != "" {
+			s += fmt.Sprintf("  local proxy %s, HTTP and SOCKS5, through %s\n", st.Proxy, upstreamText(st))
+		}
+		for _, warn := range st.Warnings {
+			s += "  note        " + warn + "\n"
+		}
+		return s + fmt.Sprintf("  steer it    %s status · %s use NAME · %s down\n  end it      Ctrl-C, which undoes everything\n", steer, steer, steer)
+	case api.Off:
+		s := "AtlanticProxy is off; nothing on this machine is changed.\n"
+		if st.Cause != "" {
+			s = "AtlanticProxy could not start; nothing on this machine is changed.\n  why         " + st.Cause + "\n"
+			if st.Hint != "" {
+				s += "  what to do  " + st.Hint + "\n"
+			}
+		}
+		return s + fmt.Sprintf("  turn it on  %s up\n", steer)
+	case api.Blocked:
+		s := "AtlanticProxy holds all traffic back.\n  why         " + st.Cause + "\n"
+		if st.Hint != "" {
+			s += "  what to do  " + st.Hint + "\n"
+		}
+		return s + fmt.Sprintf("  give up     %s down\n", steer)
+	}
+	return ""
+}
+
+func upstreamText(st api.Status) string {
+	if st.Upstream.Address == "" {
+		return st.Upstream.Name
+	}
+	return fmt.Sprintf("%s (%s %s)", st.Upstream.Name, st.Upstream.Scheme, st.Upstream.Address)
+}
+
+// rescue undoes a crashed run: making a Host does, and closing it leaves nothing.
+func rescue(w io.Writer, state string) error {
+	if !privileged() {
+		return fmt.Errorf("rescue: %w", platform.ErrPermission)
+	}
+	host, err := newHost(slog.New(slog.NewTextHandler(os.Stderr, nil)), platform.Options{StateDir: state})
+	if err != nil {
+		return err
+	}
+	if err := host.Close(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "nothing of AtlanticProxy is left in this machine's network")
+	return nil
+}
+
+// runUntilSignal is run as an ordinary foreground program.
+func runUntilSignal(ctx context.Context, o runOptions) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, o, os.Stdout)
+}

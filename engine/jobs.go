@@ -1,0 +1,139 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+// Work that takes time, beside Run: starts, stops, and looks at the upstream.
+
+// cure looks whether what holds traffic back has gone.
+func (e *Engine) cure() {
+	if e.m.state != api.Blocked || e.m.locked || e.job != nil || e.probe != nil {
+		return
+	}
+	if e.pipe == nil || e.broken {
+		e.start()
+		return
+	}
+	e.look()
+}
+
+// suspected looks at the upstream in use after it has failed a flow, no more
+// often than once a second. Wrong credentials need no second opinion.
+func (e *Engine) suspected(m message) {
+	if e.m.state != api.On || m.suspect != e.ups.current() || e.probe != nil {
+		return
+	}
+	if time.Since(e.looked) < time.Second {
+		return
+	}
+	if err := Explain(m.err); err.Code == api.ErrAuth {
+		e.cause = err
+		e.apply(inLost)
+		return
+	}
+	e.look()
+}
+
+// look asks the upstream in use whether it is alive, beside Run.
+func (e *Engine) look() {
+	u := e.ups.current()
+	e.looked = time.Now()
+	e.probe = e.spawn(func(ctx context.Context) message {
+		if err := u.Check(ctx); err != nil {
+			return message{in: inLost, err: err}
+		}
+		return message{in: inRecovered}
+	})
+}
+
+// spawn runs f beside Run and hands its answer to Run.
+func (e *Engine) spawn(f func(ctx context.Context) message) *job {
+	ctx, cancel := context.WithCancel(context.Background())
+	j := &job{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer cancel()
+		j.answer = f(ctx)
+		j.answer.from = j
+		close(j.done)
+		e.tell(j.answer)
+	}()
+	return j
+}
+
+// tell hands m to Run; it gives up once Run has ended.
+func (e *Engine) tell(m message) {
+	select {
+	case e.in <- m:
+	case <-e.ended:
+	}
+}
+
+// start brings a pipeline up. What is left of an older one goes first.
+func (e *Engine) start() {
+	old, u := e.pipe, e.ups.current()
+	e.pipe = nil
+	proven, check := e.m.proven, !e.m.locked
+	if proven {
+		e.held.Store(true)
+	}
+	e.job = e.spawn(func(ctx context.Context) message {
+		if old != nil {
+			old.close()
+		}
+		// Nobody's first try may cost them the network: the upstream is asked
+		// before anything on the machine changes. Once it has worked, traffic
+		// is caught first and held until the upstream answers.
+		if check && !proven {
+			if err := u.Check(ctx); err != nil {
+				return message{in: inFailed, err: err}
+			}
+		}
+		p, err := e.openPipeline(ctx)
+		if err != nil {
+			return message{in: inFailed, err: err}
+		}
+		if check && proven {
+			if err := u.Check(ctx); err != nil {
+				return message{in: inFailed, err: err, pipe: p}
+			}
+		}
+		return message{in: inStarted, pipe: p}
+	})
+}
+
+// stop takes everything down beside Run, a start in progress included.
+func (e *Engine) stop() {
+	starting, pipe := e.job, e.pipe
+	e.pipe = nil
+	e.job = e.spawn(func(context.Context) message {
+		if err := e.restore(starting, pipe); err != nil {
+			e.log.Error("restore the machine", "err", err)
+		}
+		return message{in: inStopped}
+	})
+}
+
+// restore ends a start in progress, puts the machine back as it was, and then
+// takes the pipeline down: apps lose no packet to a TUN that nobody reads.
+func (e *Engine) restore(starting *job, pipe *pipeline) error {
+	if starting != nil {
+		starting.cancel()
+		<-starting.done
+		if starting.answer.pipe != nil {
+			pipe = starting.answer.pipe
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := e.opt.Host.Apply(ctx, platform.NetConfig{})
+	if pipe != nil {
+		pipe.close()
+	}
+	e.held.Store(false)
+	return err
+}

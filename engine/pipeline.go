@@ -1,0 +1,152 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/listener"
+	"github.com/atlanticproxy/atlanticproxy/engine/netstack"
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+// The addresses of the TUN and of the resolver that apps are told to use.
+// IPv4 is the benchmarking range (RFC 2544), which no real network may use and
+// which the fake addresses come from as well; IPv6 is a unique local prefix
+// (RFC 4193). The kernel path takes its translation addresses from the part
+// below 198.18.1.0 and below ::1:0.
+var (
+	addr6     = netip.MustParsePrefix("fd61:746c:616e:7469::1/64")
+	dnsAddr6  = netip.MustParseAddr("fd61:746c:616e:7469::2")
+	mtuKernel = 1500 // bytes; segmentation offload makes the real packets 64 KiB
+)
+
+// pipeline is everything that runs only while the engine does: the TUN and its
+// netstack, the local proxy, and the changes to the machine.
+type pipeline struct {
+	dev    tun.Device // nil without a TUN
+	stack  *netstack.Stack
+	local  *listener.Listener // nil if not wanted
+	name   string             // of the TUN
+	mtu    int
+	dnsOn  bool
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+	once   sync.Once
+}
+
+// openPipeline brings the data path up, the machine's routes and DNS last, so
+// that the first packet already finds somebody who reads it. On an error
+// nothing is left.
+func (e *Engine) openPipeline(ctx context.Context) (_ *pipeline, err error) {
+	run, cancel := context.WithCancel(context.Background())
+	p := &pipeline{cancel: cancel}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	cfg := e.opt.Config
+	if cfg.Listen.Proxy != "" {
+		if p.local, err = listener.Listen(listener.Options{
+			Address: cfg.Listen.Proxy, Handler: e.flows, Log: e.log,
+		}); err != nil {
+			return nil, fmt.Errorf("local proxy on %s: %w", cfg.Listen.Proxy, err)
+		}
+		p.goRun(e, run, "local proxy", p.local.Run)
+	}
+	p.goRun(e, run, "dns", e.dns.Run)
+	if e.opt.NoTUN || !cfg.TUN.Enabled {
+		return p, nil
+	}
+	if err = e.openTUN(ctx, run, p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
+	cfg := e.opt.Config
+	addr4 := netip.PrefixFrom(cfg.DNS.FakeRange.Masked().Addr().Next(), cfg.DNS.FakeRange.Bits())
+	p.mtu = cfg.TUN.MTU
+	if p.mtu == 0 {
+		p.mtu = mtuKernel
+	}
+	queues := runtime.GOMAXPROCS(0)
+	if cfg.TUN.Stack == "userspace" {
+		queues = 1
+	}
+	dev, err := e.opt.Host.OpenTUN(platform.TUNConfig{
+		Name: cfg.TUN.Name, MTU: p.mtu, Queues: min(queues, 4), Addr4: addr4, Addr6: addr6,
+	})
+	if err != nil {
+		return err
+	}
+	p.dev = dev
+	if p.name, err = dev.Name(); err != nil {
+		return fmt.Errorf("name of the TUN: %w", err)
+	}
+	if p.stack, err = netstack.New(netstack.Options{
+		Device: dev, Stack: cfg.TUN.Stack, Addr4: addr4, Addr6: addr6, MTU: p.mtu,
+		Handler: e.flows, Log: e.log,
+	}); err != nil {
+		return err
+	}
+	p.goRun(e, run, "tun", p.stack.Run)
+	p.dnsOn = true
+	return e.opt.Host.Apply(ctx, platform.NetConfig{
+		TUN: p.name, Addr4: addr4, Addr6: addr6, MTU: p.mtu,
+		Default4: true, Default6: true,
+		LAN: cfg.Protect.LAN,
+		DNS: []netip.Addr{addr4.Addr().Next(), dnsAddr6},
+	})
+}
+
+// goRun runs one part until the pipeline closes; if the part ends of itself,
+// the engine is told.
+func (p *pipeline) goRun(e *Engine, ctx context.Context, what string, run func(context.Context) error) {
+	p.wait.Add(1)
+	go func() {
+		defer p.wait.Done()
+		err := run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("ended unexpectedly")
+		}
+		select { // never blocks close
+		case e.in <- message{in: inFailed, err: fmt.Errorf("%s: %w", what, err), pipe: p}:
+		case <-ctx.Done():
+		case <-e.ended:
+		}
+	}()
+}
+
+// close ends every flow and every part, and waits for them.
+func (p *pipeline) close() {
+	p.once.Do(func() {
+		p.cancel()
+		if p.local != nil {
+			p.local.Close()
+		}
+		if p.stack != nil {
+			p.stack.Close()
+		}
+		if p.dev != nil {
+			p.dev.Close()
+		}
+		done := make(chan struct{})
+		go func() { p.wait.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second): // a part that hangs must not keep the machine from being restored
+		}
+	})
+}

@@ -1,0 +1,130 @@
+package engine
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/route"
+)
+
+// snapshot is what Run publishes after every input; figures that change with
+// traffic are read when a status is asked for.
+type snapshot struct {
+	state    api.State
+	since    time.Time
+	cause    *api.Error
+	tun      api.TUN
+	proxy    string
+	dns      api.DNS
+	blocking bool
+}
+
+// publish makes Run's state visible, and tells the watchers if it has changed.
+func (e *Engine) publish() {
+	s := &snapshot{state: e.m.state, since: time.Now().UTC(), cause: e.cause}
+	if p := e.pipe; p != nil {
+		if p.dev != nil {
+			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), MTU: p.mtu, IPv6: true}
+		}
+		if p.local != nil {
+			s.proxy = p.local.Addr().String()
+		}
+		if p.dnsOn {
+			s.dns = api.DNS{Mode: e.opt.Config.DNS.Mode}
+		}
+		s.blocking = e.held.Load()
+	}
+	old := e.snap.Load()
+	if old != nil && old.state == s.state {
+		s.since = old.since
+	}
+	e.snap.Store(s)
+	if old == nil || old.state != s.state || causeText(old.cause) != causeText(s.cause) || old.tun != s.tun {
+		e.watch.send(e.statusEvent())
+	}
+}
+
+// Status is one snapshot; it never waits.
+func (e *Engine) Status() api.Status {
+	s := e.snap.Load()
+	c := e.flows.Counters()
+	added, first := e.flows.Latency()
+	st := api.Status{
+		Schema:   api.Schema,
+		State:    s.state,
+		Since:    s.since,
+		Upstream: describe(e.ups.current()),
+		Latency:  api.Latency{Added: percentiles(added), FirstByte: percentiles(first)},
+		Flows:    api.Flows{Open: c.Open, Total: c.Total, Refused: c.Refused, Blocked: c.Blocked},
+		Bytes:    api.Bytes{Up: c.Up, Down: c.Down, DirectUp: c.DirectUp, DirectDown: c.DirectDown},
+		UDP:      api.UDP{Blocked: c.UDPBlocked},
+		Protect:  api.Protect{KillSwitch: e.opt.Config.Protect.KillSwitch, Blocking: s.blocking},
+		TUN:      s.tun,
+		Proxy:    s.proxy,
+		DNS:      s.dns,
+		Warnings: e.warnings(),
+		Version:  api.Versions{Service: e.opt.Version, API: api.Version},
+	}
+	st.Upstream.InUse = true
+	if c.Total > 0 {
+		st.Reuse = float64(c.Reused) / float64(c.Total)
+	}
+	if s.cause != nil {
+		st.Cause, st.Code, st.Hint = s.cause.Message, s.cause.Code, s.cause.Hint
+	}
+	return st
+}
+
+// warnings are what the Host has to say, if it says anything.
+func (e *Engine) warnings() []string {
+	if w, ok := e.opt.Host.(interface{ Warnings() []string }); ok {
+		return w.Warnings()
+	}
+	return nil
+}
+
+func percentiles(p [3]float64) api.Percentiles {
+	return api.Percentiles{P50: p[0], P95: p[1], P99: p[2]}
+}
+
+// Upstreams lists the configured upstreams, and the one given as a URL.
+func (e *Engine) Upstreams() api.Upstreams { return e.ups.snapshot() }
+
+// Flows lists the flows that are open now.
+func (e *Engine) Flows() []api.Flow {
+	infos := e.flows.Flows()
+	out := make([]api.Flow, 0, len(infos))
+	for _, i := range infos {
+		out = append(out, flowOf(i))
+	}
+	return out
+}
+
+// KillFlow ends a flow, as if its upstream had reset it.
+func (e *Engine) KillFlow(id uint64) error {
+	if !e.flows.Kill(id) {
+		return &api.Error{Code: api.ErrNotFound, Message: fmt.Sprintf("there is no flow %d", id), Hint: "`atlantic flows` lists the open ones"}
+	}
+	return nil
+}
+
+// Config is the configuration in force.
+func (e *Engine) Config() api.Config {
+	return api.Config{Schema: api.Schema, Path: e.opt.Config.Path, TOML: e.opt.Config.TOML()}
+}
+
+func flowOf(i route.Info) api.Flow {
+	f := api.Flow{
+		ID: i.Flow.ID, Network: i.Flow.Network.String(), Inbound: i.Flow.Inbound.String(),
+		Source: i.Flow.Src.String(), Target: i.Flow.Target.String(), Process: i.Process,
+		Via: i.Via, Rule: i.Rule, Start: i.Flow.Start.UTC(), Up: i.Up, Down: i.Down, Reused: i.Trace.Reused,
+	}
+	f.Phases = api.Phases{
+		Rules: ms(i.Rules), Dial: ms(i.Trace.Dial), TLS: ms(i.Trace.TLS),
+		Connect: ms(i.Trace.Connect), FirstByte: ms(i.FirstByte),
+	}
+	return f
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

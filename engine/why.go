@@ -1,0 +1,102 @@
+package engine
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/rules"
+	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
+)
+
+// Why tells what would happen to a flow to host, which is a name or an address
+// with an optional port (443 if there is none). It asks nobody: no name is
+// resolved and nothing is dialled.
+func (e *Engine) Why(host string) (api.Why, error) {
+	t, err := parseTarget(host)
+	if err != nil {
+		return api.Why{}, &api.Error{Code: api.ErrBadRequest, Message: err.Error(),
+			Hint: "give a host name or an address, with a port if it matters: example.com:22"}
+	}
+	v := e.rules.Match(rules.Query{Network: flow.TCP, Name: t.Name, Addr: t.Addr, Port: t.Port})
+	if v.Kind == flow.Auto && t.Addr.IsValid() && e.names.isLocal(t.Addr) {
+		v = flow.Verdict{Kind: flow.Direct, Rule: "local network"}
+	}
+	w := api.Why{
+		Schema: api.Schema, Host: t.Host(), Verdict: v.String(), Rule: v.Rule,
+		LastError: e.flows.LastError(t.Host()),
+	}
+	u := e.carrier(v)
+	switch {
+	case u == nil:
+		w.DNS, w.UDP = "not resolved: it is blocked", "blocked"
+		return w, nil
+	case t.Name == "":
+		w.DNS = "an address: nothing to resolve"
+	case u == e.ups.direct:
+		w.DNS = "by this machine's own resolvers, when the flow is dialled"
+	default:
+		w.DNS = "by the upstream, which is sent the name"
+	}
+	w.Upstream = u.Spec().Name
+	w.UDP = e.udpPath(u)
+	if e.held.Load() {
+		w.Rule += "; but all traffic is held now: " + causeText(e.snap.Load().cause)
+	}
+	return w, nil
+}
+
+// carrier is the upstream that v leads to, nil if it is none.
+func (e *Engine) carrier(v flow.Verdict) *upstream.Upstream {
+	switch v.Kind {
+	case flow.Block:
+		return nil
+	case flow.Direct:
+		return e.ups.direct
+	case flow.Via:
+		return e.ups.named(v.Upstream)
+	}
+	return e.ups.current()
+}
+
+func (e *Engine) udpPath(u *upstream.Upstream) string {
+	switch policy := e.opt.Config.Protect.UDP; {
+	case policy == "block":
+		return "blocked (protect.udp)"
+	case policy == "direct":
+		return "direct (protect.udp)"
+	case u.Packets() != nil:
+		return "through " + u.Spec().Name
+	}
+	return u.Spec().Name + " carries no UDP: QUIC is refused so that apps use TCP, the rest is blocked"
+}
+
+// parseTarget reads host, host:port, an address, or [address]:port.
+func parseTarget(s string) (flow.Target, error) {
+	t := flow.Target{Port: 443}
+	host := strings.TrimSpace(s)
+	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		t.Addr = a.Unmap()
+		return t, nil
+	}
+	if h, p, err := net.SplitHostPort(host); err == nil {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n == 0 {
+			return t, fmt.Errorf("%q is not a port", p)
+		}
+		host, t.Port = h, uint16(n)
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		t.Addr = a.Unmap()
+		return t, nil
+	}
+	t.Name = strings.ToLower(strings.TrimSuffix(host, "."))
+	if t.Name == "" || len(t.Name) > 253 || strings.ContainsAny(t.Name, " /\\:@\"<>\r\n\t\x00") {
+		return t, fmt.Errorf("%q is not a host", s)
+	}
+	return t, nil
+}

@@ -1,0 +1,170 @@
+// Package atlanticproxy holds only the test of the repository's own shape.
+package atlanticproxy
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/atlanticproxy/atlanticproxy"
+
+// allowed is the table of docs/ARCHITECTURE.md: which of our packages each may
+// import itself. A pattern that ends in /... stands for everything below.
+var allowed = map[string][]string{
+	"app/atlantic":          {"app/..."},
+	"app/atlanticd":         {"engine", "engine/api", "engine/apiserver", "engine/config", "platform/..."},
+	"app/tray":              {"app/client", "engine/api", "assets"},
+	"app/cli":               {"app/client", "app/tray", "engine/api", "engine/config", "platform/localsock"},
+	"app/client":            {"engine/api", "platform/localsock"},
+	"engine":                {"engine/...", "platform"},
+	"engine/api":            {},
+	"engine/apiserver":      {"engine/api", "platform/localsock"},
+	"engine/config":         {"engine/api"},
+	"engine/dns":            {"engine/flow", "engine/rules"},
+	"engine/flow":           {},
+	"engine/listener":       {"engine/flow"},
+	"engine/netstack":       {"engine/flow", "platform"},
+	"engine/route":          {"engine/flow", "engine/rules", "engine/upstream"},
+	"engine/rules":          {"engine/flow"},
+	"engine/upstream":       {"engine/flow", "engine/upstream/..."},
+	"engine/upstream/h2":    {"engine/flow"},
+	"platform":              {},
+	"platform/darwin":       {"platform", "platform/..."},
+	"platform/linux":        {"platform", "platform/..."},
+	"platform/localsock":    {},
+	"platform/platformtest": {"platform"},
+	"platform/windows":      {"platform", "platform/..."},
+	"assets":                {},
+}
+
+// soleImporters are libraries that one package alone may know.
+var soleImporters = map[string][]string{
+	"gvisor.dev/gvisor":          {"engine/netstack"},
+	"github.com/elazarl/goproxy": {"engine/listener"},
+	"fyne.io/systray":            {"app/tray"},
+	"github.com/google/nftables": {"platform/linux"},
+}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func list(t *testing.T, goos string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-deps=false", "-json=ImportPath,Imports,Deps", "./...")
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "CGO_ENABLED=0")
+	out, err := cmd.Output()
+	if err != nil {
+		var ee *exec.ExitError
+		if errors.As(err, &ee) {
+			t.Fatalf("go list for %s: %s", goos, ee.Stderr)
+		}
+		t.Fatal(err)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); err == io.EOF {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, goos := range []string{"linux", "darwin", "windows"} {
+		seen := 0
+		for _, p := range list(t, goos) {
+			name := strings.TrimPrefix(p.ImportPath, module+"/")
+			may, listed := allowed[name]
+			if strings.HasPrefix(name, "lab") || p.ImportPath == module || strings.Contains(name, "/gen") {
+				may, listed = []string{"..."}, true
+			}
+			if !listed {
+				t.Errorf("%s: a package that the table does not know: add it to docs/ARCHITECTURE.md and here", name)
+				continue
+			}
+			seen++
+			for _, imp := range p.Imports {
+				if of, ok := strings.CutPrefix(imp, module+"/"); ok {
+					if !matches(may, of) {
+						t.Errorf("%s (%s) imports %s, which the table does not allow", name, goos, of)
+					}
+					continue
+				}
+				for lib, who := range soleImporters {
+					if (imp == lib || strings.HasPrefix(imp, lib+"/")) && !slices.Contains(who, name) {
+						t.Errorf("%s (%s) imports %s; only %v may", name, goos, imp, who)
+					}
+				}
+			}
+			if strings.HasPrefix(name, "engine") || strings.HasPrefix(name, "app/") || strings.HasPrefix(name, "platform") {
+				for _, dep := range p.Deps {
+					if strings.HasPrefix(dep, module+"/lab") {
+						t.Errorf("%s (%s) depends on %s: the lab is for tests only", name, goos, dep)
+					}
+				}
+			}
+			if strings.HasPrefix(name, "engine") {
+				for _, dep := range p.Deps {
+					for _, os := range []string{"linux", "darwin", "windows"} {
+						if dep == module+"/platform/"+os {
+							t.Errorf("%s (%s) depends on a concrete platform, %s", name, goos, dep)
+						}
+					}
+				}
+			}
+		}
+		if seen < 15 {
+			t.Errorf("%s: only %d packages were looked at", goos, seen)
+		}
+	}
+}
+
+func matches(may []string, name string) bool {
+	for _, m := range may {
+		if below, ok := strings.CutSuffix(m, "..."); ok && strings.HasPrefix(name+"/", below) || m == name {
+			return true
+		}
+	}
+	return false
+}
+
+// No room so crowded that a newcomer cannot read it in one go.
+func TestFilesStayReadable(t *testing.T) {
+	out, err := exec.Command("git", "ls-files", "*.go").Output()
+	if err != nil {
+		t.Skipf("not a git checkout: %v", err)
+	}
+	for _, f := range strings.Fields(string(out)) {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // deleted in the work tree
+		}
+		if n := strings.Count(string(b), "\n"); n > 500 {
+			t.Errorf("%s has %d lines; 500 are the limit", f, n)
+		}
+	}
+}
+
+func TestGofmt(t *testing.T) {
+	out, err := exec.Command("git", "ls-files", "*.go").Output()
+	if err != nil {
+		t.Skipf("not a git checkout: %v", err)
+	}
+	args := append([]string{"-l"}, strings.Fields(string(out))...)
+	bad, err := exec.Command("gofmt", args...).CombinedOutput()
+	if err != nil || len(bad) > 0 {
+		t.Errorf("gofmt -l: %s (%v)", bad, err)
+	}
+}
