@@ -1,0 +1,119 @@
+package apiserver
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
+
+// metrics answers in the Prometheus text format, version 0.0.4
+// (https://prometheus.io/docs/instrumenting/exposition_formats/).
+func (s *Server) metrics(w http.ResponseWriter, _ *http.Request, _ string) error {
+	header(w, "text/plain; version=0.0.4; charset=utf-8")
+	fmt.Fprint(w, metricsText(s.backend.Status(), s.backend.Upstreams(), s.watchers.Load()))
+	return nil
+}
+
+// metricsText renders what /v1/status says. There are no per-host and no
+// per-flow labels: their number would have no bound, and they would tell where
+// the user goes.
+func metricsText(st api.Status, ups api.Upstreams, watchers int64) string {
+	var m metricsWriter
+	m.family("atlantic_build_info", "gauge", "Version of the service.")
+	m.sample(1, "version", st.Version.Service, "api", strconv.Itoa(st.Version.API))
+	m.family("atlantic_state", "gauge", "1 for the state the service is in.")
+	for _, state := range []api.State{api.Off, api.Starting, api.On, api.Stopping, api.Blocked} {
+		m.sample(bit(st.State == state), "state", string(state))
+	}
+	m.family("atlantic_state_since_seconds", "gauge", "Unix time at which the state was entered.")
+	m.sample(unixSeconds(st.Since))
+
+	m.family("atlantic_flows_open", "gauge", "Flows open now.")
+	m.sample(float64(st.Flows.Open))
+	m.family("atlantic_flows_total", "counter", "Flows since the start, by what became of them.")
+	m.sample(float64(st.Flows.Total), "outcome", "all")
+	m.sample(float64(st.Flows.Refused), "outcome", "refused")
+	m.sample(float64(st.Flows.Blocked), "outcome", "blocked")
+	m.family("atlantic_bytes_total", "counter", "Payload carried, as apps see it.")
+	m.sample(float64(st.Bytes.Up), "direction", "up", "via", "upstream")
+	m.sample(float64(st.Bytes.Down), "direction", "down", "via", "upstream")
+	m.sample(float64(st.Bytes.DirectUp), "direction", "up", "via", "direct")
+	m.sample(float64(st.Bytes.DirectDown), "direction", "down", "via", "direct")
+	m.family("atlantic_udp_blocked_total", "counter", "Datagrams not sent because the upstream carries no UDP.")
+	m.sample(float64(st.UDP.Blocked))
+	m.family("atlantic_reuse_ratio", "gauge", "Flows served without a new handshake to the upstream, 0 to 1.")
+	m.sample(st.Reuse)
+
+	m.family("atlantic_latency_seconds", "gauge", "Percentiles of recent flows.")
+	m.percentiles("added", st.Latency.Added)
+	m.percentiles("first_byte", st.Latency.FirstByte)
+
+	m.family("atlantic_upstream_rtt_seconds", "gauge", "Round trip of the last connection set up to the upstream.")
+	for _, u := range ups.Upstreams {
+		m.sample(u.RTTms/1000, "upstream", u.Name)
+	}
+	m.family("atlantic_upstream_failures", "gauge", "Failures of the upstream in a row, now.")
+	for _, u := range ups.Upstreams {
+		m.sample(float64(u.Failures), "upstream", u.Name)
+	}
+	m.family("atlantic_api_watchers", "gauge", "Clients of GET /v1/watch.")
+	m.sample(float64(watchers))
+	return m.text.String()
+}
+
+// metricsWriter writes families of samples; sample belongs to the last family.
+type metricsWriter struct {
+	text strings.Builder
+	name string
+}
+
+func (m *metricsWriter) family(name, kind, help string) {
+	m.name = name
+	fmt.Fprintf(&m.text, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+}
+
+// sample writes one value; labels are name, value, name, value …
+func (m *metricsWriter) sample(value float64, labels ...string) {
+	m.text.WriteString(m.name)
+	for i := 0; i+1 < len(labels); i += 2 {
+		sep := byte(',')
+		if i == 0 {
+			sep = '{'
+		}
+		m.text.WriteByte(sep)
+		fmt.Fprintf(&m.text, `%s="%s"`, labels[i], labelValue(labels[i+1]))
+	}
+	if len(labels) > 0 {
+		m.text.WriteByte('}')
+	}
+	m.text.WriteString(" " + strconv.FormatFloat(value, 'g', -1, 64) + "\n")
+}
+
+func (m *metricsWriter) percentiles(what string, p api.Percentiles) {
+	m.sample(p.P50/1000, "phase", what, "quantile", "0.5")
+	m.sample(p.P95/1000, "phase", what, "quantile", "0.95")
+	m.sample(p.P99/1000, "phase", what, "quantile", "0.99")
+}
+
+// labelValue escapes as the format says: backslash, double quote, line feed.
+func labelValue(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(strings.ToValidUTF8(s, "?"))
+}
+
+func bit(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
+}

@@ -1,0 +1,208 @@
+package apiserver
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
+
+// access says who may make a call. The zero value allows nobody: a route that
+// was not thought about is closed.
+type access uint8
+
+const (
+	nobody    access = iota
+	everybody        // any local user
+	admins           // root, the service's own user, members of the group atlantic
+)
+
+// route is one call of the API.
+type route struct {
+	method string
+	path   string // a last segment {…} stands for one segment of the request's path
+	access access
+	query  string // the one query parameter it takes and needs; "" if none
+	body   bool   // it takes a JSON body
+	serve  func(s *Server, w http.ResponseWriter, r *http.Request, arg string) error
+}
+
+// routes is the whole API, and the only place that says who may call what.
+func routes() []route {
+	return []route{
+		{method: "GET", path: "/v1/status", access: everybody, serve: (*Server).status},
+		{method: "PATCH", path: "/v1/prefs", access: admins, body: true, serve: (*Server).prefs},
+		{method: "GET", path: "/v1/watch", access: admins, serve: (*Server).watch},
+		{method: "GET", path: "/v1/upstreams", access: admins, serve: (*Server).upstreams},
+		{method: "GET", path: "/v1/flows", access: admins, serve: (*Server).flows},
+		{method: "DELETE", path: "/v1/flows/{id}", access: admins, serve: (*Server).killFlow},
+		{method: "GET", path: "/v1/why", access: admins, query: "host", serve: (*Server).why},
+		{method: "GET", path: "/v1/config", access: admins, serve: (*Server).config},
+		{method: "GET", path: "/v1/metrics", access: admins, serve: (*Server).metrics},
+		{method: "POST", path: "/v1/shutdown", access: admins, serve: (*Server).shutdown},
+	}
+}
+
+// find returns the route of a call, and what stood in place of its {…}.
+func find(method, path string) (route, string, error) {
+	var allowed []string
+	for _, r := range routes() {
+		arg, ok := r.match(path)
+		if !ok {
+			continue
+		}
+		if r.method == method {
+			return r, arg, nil
+		}
+		allowed = append(allowed, r.method)
+	}
+	if allowed != nil {
+		return route{}, "", &methodError{allowed: strings.Join(allowed, ", ")}
+	}
+	return route{}, "", &api.Error{Code: api.ErrNotFound, Message: "the local API has no such call",
+		Hint: "an older service may be running: compare the versions with: atlantic version"}
+}
+
+func (r route) match(path string) (arg string, ok bool) {
+	prefix, _, hasArg := strings.Cut(r.path, "{")
+	if !hasArg {
+		return "", path == r.path
+	}
+	arg, ok = strings.CutPrefix(path, prefix)
+	return arg, ok && arg != "" && !strings.Contains(arg, "/")
+}
+
+// wellFormed refuses requests with parts that the call does not take: a caller
+// that believes in them should not be left believing.
+func (r route) wellFormed(req *http.Request) error {
+	if !r.body && (req.ContentLength != 0 || len(req.TransferEncoding) > 0) {
+		return badRequest("this call takes no body")
+	}
+	if r.body {
+		if t, _, err := mime.ParseMediaType(req.Header.Get("Content-Type")); err != nil || t != "application/json" {
+			return badRequest("the body must be application/json")
+		}
+	}
+	values, err := url.ParseQuery(req.URL.RawQuery)
+	if err != nil {
+		return badRequest("the query cannot be read")
+	}
+	for name, v := range values {
+		if name != r.query || len(v) != 1 {
+			return badRequest("unknown or repeated query parameter " + strconv.Quote(clip(name)))
+		}
+	}
+	if r.query != "" && values.Get(r.query) == "" {
+		return badRequest("the query parameter " + r.query + " is missing")
+	}
+	return nil
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request, _ string) error {
+	return writeJSON(w, http.StatusOK, s.backend.Status())
+}
+
+func (s *Server) prefs(w http.ResponseWriter, r *http.Request, _ string) error {
+	var p api.Prefs
+	if err := readJSON(w, r, &p); err != nil {
+		return err
+	}
+	st, err := s.backend.SetPrefs(r.Context(), p)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, st)
+}
+
+func (s *Server) upstreams(w http.ResponseWriter, _ *http.Request, _ string) error {
+	return writeJSON(w, http.StatusOK, s.backend.Upstreams())
+}
+
+func (s *Server) flows(w http.ResponseWriter, _ *http.Request, _ string) error {
+	list := api.FlowList{Schema: api.Schema, Flows: s.backend.Flows()}
+	if list.Flows == nil {
+		list.Flows = []api.Flow{} // [] and not null
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
+
+func (s *Server) killFlow(w http.ResponseWriter, _ *http.Request, arg string) error {
+	id, err := strconv.ParseUint(arg, 10, 64)
+	if err != nil {
+		return badRequest("a flow's id is a number: " + strconv.Quote(clip(arg)))
+	}
+	if err := s.backend.KillFlow(id); err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, struct{}{})
+}
+
+func (s *Server) why(w http.ResponseWriter, r *http.Request, _ string) error {
+	host := r.URL.Query().Get("host")
+	if len(host) > 255+len(":65535") || strings.ContainsFunc(host, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return badRequest("not a host name: " + strconv.Quote(clip(host)))
+	}
+	answer, err := s.backend.Why(host)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, answer)
+}
+
+func (s *Server) config(w http.ResponseWriter, _ *http.Request, _ string) error {
+	return writeJSON(w, http.StatusOK, s.backend.Config())
+}
+
+func (s *Server) shutdown(w http.ResponseWriter, _ *http.Request, _ string) error {
+	err := writeJSON(w, http.StatusAccepted, struct{}{})
+	s.backend.Shutdown()
+	return err
+}
+
+// readJSON reads exactly one JSON value with no field that v does not have.
+func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return badBody(err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		if err != nil {
+			return badBody(err)
+		}
+		return badRequest("there is something after the JSON value")
+	}
+	return nil
+}
+
+func badBody(err error) error {
+	var tooLong *http.MaxBytesError
+	if errors.As(err, &tooLong) {
+		return badRequest("the body is longer than 64 KiB")
+	}
+	return badRequest("the body is not the JSON this call takes: " + clip(err.Error()))
+}
+
+func badRequest(message string) error {
+	return &api.Error{Code: api.ErrBadRequest, Message: message}
+}
+
+// clip bounds what of the caller's own input goes into an error.
+func clip(s string) string {
+	const most = 200 // bytes
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}
+
+// methodError is a known path with a method that it does not have.
+type methodError struct{ allowed string }
+
+func (e *methodError) Error() string { return "this call takes " + e.allowed }
