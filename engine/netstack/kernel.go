@@ -1,0 +1,253 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+const (
+	sweepEvery = 2 * time.Second
+	endWithin  = 2 * time.Second // flows may say goodbye to apps before the device closes
+)
+
+// kernel is the kernel path. One goroutine per queue reads packets and deals
+// with each on the spot; only a new flow gets a goroutine.
+type kernel struct {
+	device  tun.Device
+	queues  []platform.Queue
+	handler flow.Handler
+	log     *slog.Logger
+	mtu     int
+	start   time.Time
+
+	v4, v6 *family // nil if the family is off
+	tcp    *table[tcpFlow]
+	udp    *table[udpSession]
+	frags  reassembler
+	fragID atomic.Uint32
+
+	pool     pools
+	counters counters
+
+	pending   atomic.Int64       // handshakes held
+	pendingTo [1024]atomic.Int64 // of them, by hash of the destination
+
+	queued      budget // datagrams waiting for handlers
+	udpHandlers atomic.Int64
+	evicting    sync.Mutex // one eviction at a time
+
+	gate   sync.Mutex // makes "still running" and flows.Add one step
+	ending bool       // guarded by gate
+	flows  sync.WaitGroup
+	done   chan struct{} // closed when flows are to end
+	close  func() error  // idempotent
+}
+
+// counters count what was not carried, for Stats.
+type counters struct {
+	malformed, ignored, refused, full, udpDropped, udpEvicted, writeErrors atomic.Uint64
+}
+
+// newKernel opens the listeners; it starts no goroutine.
+func newKernel(o Options, queues []platform.Queue) (*kernel, error) {
+	name, err := o.Device.Name()
+	if err != nil {
+		return nil, fmt.Errorf("name of the tun device: %w", err)
+	}
+	k := &kernel{
+		device: o.Device, queues: queues, handler: o.Handler, log: o.Log,
+		mtu: max(o.MTU, 1280), start: time.Now(),
+		tcp: newTable[tcpFlow](), udp: newTable[udpSession](),
+		queued: budget{max: queueBytes}, done: make(chan struct{}),
+	}
+	k.frags.pool = &k.pool
+	for _, prefix := range []netip.Prefix{o.Addr4, o.Addr6} {
+		if !prefix.IsValid() {
+			continue
+		}
+		f, err := newFamily(name, prefix)
+		if err != nil {
+			k.closeListeners()
+			return nil, err
+		}
+		if f.v6 {
+			k.v6 = f
+		} else {
+			k.v4 = f
+		}
+	}
+	k.close = sync.OnceValue(func() error {
+		k.closeListeners()
+		if err := k.device.Close(); err != nil {
+			return fmt.Errorf("close tun device: %w", err)
+		}
+		return nil
+	})
+	return k, nil
+}
+
+func (k *kernel) families() []*family {
+	var fs []*family
+	for _, f := range []*family{k.v4, k.v6} {
+		if f != nil {
+			fs = append(fs, f)
+		}
+	}
+	return fs
+}
+
+func (k *kernel) closeListeners() {
+	for _, f := range k.families() {
+		f.listener.Close()
+	}
+}
+
+func (k *kernel) Close() error { return k.close() }
+
+// Run implements Stack.Run. It ends in this order: no new flows; handlers are
+// cancelled and may still send FIN or RST to their apps; the device closes,
+// which ends the readers; what is left is waited for.
+func (k *kernel) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var io sync.WaitGroup
+	for _, q := range k.queues {
+		io.Go(func() { cancel(k.read(ctx, q)) })
+	}
+	for _, f := range k.families() {
+		io.Go(func() { k.accept(f) })
+	}
+	io.Go(func() { k.sweep(ctx) })
+
+	<-ctx.Done()
+	k.gate.Lock()
+	k.ending = true
+	k.gate.Unlock()
+	close(k.done)
+	k.udp.each(func(_ tuple, s *udpSession) { s.Close() })
+	k.waitFlows(endWithin)
+	closeErr := k.close()
+	io.Wait()
+	k.flows.Wait()
+
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return closeErr
+}
+
+// waitFlows waits for the flows, but no longer than limit.
+func (k *kernel) waitFlows(limit time.Duration) {
+	ended := make(chan struct{})
+	go func() { k.flows.Wait(); close(ended) }() // Run waits for the same group in the end
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-ended:
+	case <-t.C:
+		k.log.Warn("flows are slow to end", "after", limit)
+	}
+}
+
+// spawn runs f as a flow, and reports false if the stack is ending.
+func (k *kernel) spawn(f func()) bool {
+	k.gate.Lock()
+	defer k.gate.Unlock()
+	if k.ending {
+		return false
+	}
+	k.flows.Go(f)
+	return true
+}
+
+// read carries the packets of one queue until the device closes.
+func (k *kernel) read(ctx context.Context, q platform.Queue) error {
+	buf := make([]byte, bufferBytes)
+	for {
+		n, err := q.Read(buf)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("read tun queue: %w", err)
+		}
+		k.packet(ctx, q, buf[:n])
+	}
+}
+
+// packet deals with one packet, raw with its virtio_net_hdr. It may change raw
+// but does not keep it.
+func (k *kernel) packet(ctx context.Context, q platform.Queue, raw []byte) {
+	p, ok := parse(raw)
+	if !ok {
+		k.counters.malformed.Add(1)
+		return
+	}
+	f := k.v4
+	if p.v6 {
+		f = k.v6
+	}
+	if f == nil || !f.carries(&p) {
+		k.counters.ignored.Add(1)
+		return
+	}
+	if p.fragment {
+		whole := k.frags.add(&p, k.now())
+		if whole == nil {
+			return
+		}
+		defer k.pool.put(whole)
+		if p, ok = parse(whole.data()); !ok || p.fragment {
+			k.counters.malformed.Add(1)
+			return
+		}
+	}
+	switch {
+	case p.proto == protoTCP && len(p.transport()) >= tcpBytes:
+		k.packetTCP(ctx, q, f, &p)
+	case p.proto == protoUDP && len(p.transport()) >= udpBytes:
+		k.packetUDP(ctx, q, &p)
+	case p.proto == protoICMP && !p.v6 || p.proto == protoICMP6 && p.v6:
+		k.packetICMP(q, &p)
+	default:
+		k.counters.ignored.Add(1)
+	}
+}
+
+// now is the time since start, on the monotonic clock.
+func (k *kernel) now() time.Duration { return time.Since(k.start) }
+
+// write hands a packet to the kernel.
+func (k *kernel) write(q platform.Queue, raw []byte) {
+	if _, err := q.Write(raw); err != nil {
+		k.counters.writeErrors.Add(1)
+	}
+}
+
+// sweep forgets what has gone quiet.
+func (k *kernel) sweep(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			now := k.now()
+			k.expireTCP(now)
+			k.expireUDP(now)
+			k.frags.expire(now)
+		}
+	}
+}
