@@ -1,0 +1,2 @@
+stack=userspace
+. "$(dirname "${BASH_SOURCE[0]}")/atlantic.sh"
