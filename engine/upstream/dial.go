@@ -1,0 +1,193 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// How long each step may take. A flow's whole set-up ends within
+// setupTimeout.
+const (
+	dialTimeout      = 5 * time.Second        // TCP to one address
+	tlsTimeout       = 5 * time.Second        // TLS handshake
+	handshakeTimeout = 10 * time.Second       // proxy handshake
+	setupTimeout     = 15 * time.Second       // all of them together
+	resolveTimeout   = 5 * time.Second        // a name, when direct or the upstream's own
+	attemptDelay     = 250 * time.Millisecond // between parallel attempts (RFC 8305 section 5)
+	maxAddrs         = 8                      // tried of one name
+)
+
+// netDialer opens the sockets of all dialers, through Options.Control.
+type netDialer struct {
+	opts Options
+}
+
+// resolve turns a host name or literal into addresses.
+func (d *netDialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a.Unmap()}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	lookup := d.opts.Resolve
+	if lookup == nil {
+		lookup = func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		}
+	}
+	addrs, err := lookup(ctx, host)
+	if err != nil {
+		var de *net.DNSError
+		if errors.As(err, &de) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("resolve %q: %w", host, err)
+	}
+	if len(addrs) == 0 {
+		return nil, &net.DNSError{Err: "no addresses", Name: host, IsNotFound: true}
+	}
+	return interleave(addrs), nil
+}
+
+// interleave orders addresses by alternating families, IPv6 first (RFC 8305
+// section 4), without duplicates, at most maxAddrs.
+func interleave(addrs []netip.Addr) []netip.Addr {
+	var six, four []netip.Addr
+	seen := make(map[netip.Addr]bool, len(addrs))
+	for _, a := range addrs {
+		a = a.Unmap()
+		if !a.IsValid() || seen[a] {
+			continue
+		}
+		seen[a] = true
+		if a.Is4() {
+			four = append(four, a)
+		} else {
+			six = append(six, a)
+		}
+	}
+	var out []netip.Addr
+	for i := 0; (i < len(six) || i < len(four)) && len(out) < maxAddrs; i++ {
+		if i < len(six) {
+			out = append(out, six[i])
+		}
+		if i < len(four) {
+			out = append(out, four[i])
+		}
+	}
+	return out
+}
+
+// dialHost resolves host and connects to it.
+func (d *netDialer) dialHost(ctx context.Context, host string, port uint16) (*net.TCPConn, error) {
+	addrs, err := d.resolve(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	return d.dialAddrs(ctx, addrs, port)
+}
+
+type attempt struct {
+	c   *net.TCPConn
+	err error
+}
+
+// dialAddrs connects to the first address that answers (RFC 8305): the next
+// is tried attemptDelay after the last one or as soon as that failed, and
+// losers are closed. The error is that of the first attempt that was refused,
+// else of the first.
+func (d *netDialer) dialAddrs(ctx context.Context, addrs []netip.Addr, port uint16) (*net.TCPConn, error) {
+	if len(addrs) == 0 {
+		return nil, errors.New("no address to connect to")
+	}
+	if len(addrs) == 1 {
+		return d.dialOne(ctx, netip.AddrPortFrom(addrs[0], port))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	results := make(chan attempt)
+	running, next := 0, 0
+	defer func() {
+		cancel()
+		for ; running > 0; running-- { // each ends at once now
+			if r := <-results; r.c != nil {
+				r.c.Close()
+			}
+		}
+	}()
+	start := func() {
+		ap := netip.AddrPortFrom(addrs[next], port)
+		next++
+		running++
+		go func() {
+			c, err := d.dialOne(ctx, ap)
+			results <- attempt{c, err}
+		}()
+	}
+	start()
+	timer := time.NewTimer(attemptDelay)
+	defer timer.Stop()
+	var errs []error
+	for running > 0 {
+		select {
+		case r := <-results:
+			running--
+			if r.err == nil {
+				return r.c, nil
+			}
+			errs = append(errs, r.err)
+		case <-timer.C:
+		}
+		if next < len(addrs) && ctx.Err() == nil {
+			start()
+			timer.Reset(attemptDelay)
+		}
+	}
+	return nil, worst(errs)
+}
+
+// worst picks the error that tells most: an answer says more than silence.
+func worst(errs []error) error {
+	for _, err := range errs {
+		if dialFault(err).Kind == Refused {
+			return err
+		}
+	}
+	return errs[0]
+}
+
+func (d *netDialer) dialOne(ctx context.Context, ap netip.AddrPort) (*net.TCPConn, error) {
+	nd := net.Dialer{Timeout: dialTimeout, Control: d.opts.Control}
+	nd.SetMultipathTCP(false) // a plain TCP socket is what splice(2) takes
+	c, err := nd.DialContext(ctx, "tcp", ap.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// until makes every read and write on c fail when ctx ends or after limit.
+// The returned function lifts that again and reports whether c is still whole;
+// call it exactly once.
+func until(ctx context.Context, c net.Conn, limit time.Duration) (release func() bool) {
+	deadline := time.Now().Add(limit)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	_ = c.SetDeadline(deadline)
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.SetDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	return func() bool {
+		if !stop() {
+			<-fired
+			return false
+		}
+		return c.SetDeadline(time.Time{}) == nil
+	}
+}

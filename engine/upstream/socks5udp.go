@@ -1,0 +1,196 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+)
+
+// maxSOCKSHeaderBytes is the longest header of a datagram: RSV, FRAG, ATYP,
+// length, name, port.
+const maxSOCKSHeaderBytes = 3 + 1 + 1 + 255 + 2
+
+const maxDatagramBytes = 65507 // payload of UDP over IPv4
+
+// DialPackets opens an association (RFC 1928 section 7), which lives as long
+// as its TCP connection does.
+func (d *socks5) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn, error) {
+	// We cannot know the address that our datagrams will come from, so the
+	// request names none (RFC 1928 section 4).
+	control, bound, err := d.request(ctx, socksAssociate, flow.Target{Addr: netip.IPv4Unspecified()})
+	if err != nil {
+		return nil, err
+	}
+	relay, err := d.relayAddr(ctx, control, bound)
+	if err != nil {
+		abort(control)
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: d.net.opts.Control}
+	network, local := "udp4", "0.0.0.0:0"
+	if relay.Addr().Is6() {
+		network, local = "udp6", "[::]:0"
+	}
+	pc, err := lc.ListenPacket(ctx, network, local)
+	if err != nil {
+		abort(control)
+		return nil, fault(Unreachable, fmt.Errorf("open UDP socket: %w", err), "")
+	}
+	a := &association{udp: pc.(*net.UDPConn), control: control, relay: relay, stats: d.stats}
+	a.bufs.New = func() any { return new([maxSOCKSHeaderBytes + maxDatagramBytes]byte) }
+	a.watching.Add(1)
+	go a.watch()
+	return a, nil
+}
+
+// relayAddr is where datagrams go: what the proxy said, with its own address
+// in place of none.
+func (d *socks5) relayAddr(ctx context.Context, control *net.TCPConn, bound flow.Target) (netip.AddrPort, error) {
+	if bound.Port == 0 {
+		return netip.AddrPort{}, fault(Protocol, errors.New("SOCKS5 UDP ASSOCIATE: the proxy named port 0"), "the proxy may not support UDP")
+	}
+	addr := bound.Addr
+	switch {
+	case bound.Name != "":
+		addrs, err := d.net.resolve(ctx, bound.Name)
+		if err != nil {
+			return netip.AddrPort{}, fault(Protocol, fmt.Errorf("SOCKS5 UDP ASSOCIATE: relay %q: %w", clip(bound.Name, 64), err), "")
+		}
+		addr = pickUDP(addrs)
+	case !addr.IsValid() || addr.IsUnspecified():
+		addr = flow.AddrPortOf(control.RemoteAddr()).Addr()
+	}
+	if addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.AddrPort{}, fault(Protocol, fmt.Errorf("SOCKS5 UDP ASSOCIATE: the proxy named relay %v", addr), "")
+	}
+	return netip.AddrPortFrom(addr, bound.Port), nil
+}
+
+// association is the app-side view of one UDP ASSOCIATE.
+type association struct {
+	udp      *net.UDPConn
+	control  *net.TCPConn
+	relay    netip.AddrPort
+	stats    *counters
+	bufs     sync.Pool // *[maxSOCKSHeaderBytes + maxDatagramBytes]byte
+	watching sync.WaitGroup
+	closing  sync.Once
+}
+
+// watch ends the association when the proxy closes the TCP connection. What
+// the proxy says on it is dropped.
+func (a *association) watch() {
+	defer a.watching.Done()
+	_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{a.control}, make([]byte, 64))
+	_ = a.udp.Close()
+}
+
+// Close ends the association and waits for its goroutine. It is idempotent.
+func (a *association) Close() error {
+	a.closing.Do(func() {
+		_ = a.control.Close()
+		_ = a.udp.Close()
+	})
+	a.watching.Wait()
+	return nil
+}
+
+// WriteTo sends to a *net.UDPAddr or a NameAddr.
+func (a *association) WriteTo(p []byte, to net.Addr) (int, error) {
+	if len(p) > maxDatagramBytes {
+		return 0, fmt.Errorf("send datagram: %d bytes are too many", len(p))
+	}
+	var t flow.Target
+	switch to := to.(type) {
+	case NameAddr:
+		if to.Name == "" || len(to.Name) > maxHostBytes {
+			return 0, errors.New("send datagram: bad name")
+		}
+		t = flow.Target{Name: to.Name, Port: to.Port}
+	case *net.UDPAddr:
+		t = flow.TargetOf(to.AddrPort())
+	default:
+		return 0, fmt.Errorf("send datagram: address of type %T is neither IP nor name", to)
+	}
+	buf := a.bufs.Get().(*[maxSOCKSHeaderBytes + maxDatagramBytes]byte)
+	defer a.bufs.Put(buf)
+	b := append(appendSOCKSAddr(append(buf[:0], 0, 0, 0), t), p...)
+	if _, err := a.udp.WriteToUDPAddrPort(b, a.relay); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// ReadFrom gives a datagram from the relay and whom the relay had it from: a
+// *net.UDPAddr, or a NameAddr where it says a name. Anything else is dropped
+// and counted. p has to have room for the header too: a datagram of more than
+// len(p) minus 262 bytes may be cut.
+func (a *association) ReadFrom(p []byte) (int, net.Addr, error) {
+	for {
+		n, from, err := a.udp.ReadFromUDPAddrPort(p)
+		if err != nil {
+			return 0, nil, err
+		}
+		if netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) == a.relay {
+			if t, payload, ok := parseSOCKSDatagram(p[:n]); ok {
+				return copy(p, payload), addrOf(t), nil
+			}
+		}
+		a.stats.udpBogus.Add(1)
+	}
+}
+
+func addrOf(t flow.Target) net.Addr {
+	if t.Name != "" {
+		return NameAddr{Name: t.Name, Port: t.Port}
+	}
+	return flow.UDPAddrOf(t.AddrPort())
+}
+
+// parseSOCKSDatagram takes the header off (RFC 1928 section 7). Fragments are
+// refused, which the RFC allows and everybody does.
+func parseSOCKSDatagram(b []byte) (t flow.Target, payload []byte, ok bool) {
+	if len(b) < 4 || b[0] != 0 || b[1] != 0 || b[2] != 0 {
+		return t, nil, false
+	}
+	n, rest := 0, b[4:]
+	switch b[3] {
+	case socksIPv4:
+		n = 4
+	case socksIPv6:
+		n = 16
+	case socksDomain:
+		if len(rest) == 0 || rest[0] == 0 {
+			return t, nil, false
+		}
+		n, rest = int(rest[0]), rest[1:]
+	default:
+		return t, nil, false
+	}
+	if len(rest) < n+2 {
+		return t, nil, false
+	}
+	if b[3] == socksDomain {
+		t.Name = string(rest[:n])
+	} else {
+		a, _ := netip.AddrFromSlice(rest[:n])
+		t.Addr = a.Unmap()
+	}
+	t.Port = uint16(rest[n])<<8 | uint16(rest[n+1])
+	return t, rest[n+2:], true
+}
+
+func (a *association) LocalAddr() net.Addr { return a.udp.LocalAddr() }
+
+var _ net.PacketConn = (*association)(nil)
+
+func (a *association) SetDeadline(t time.Time) error      { return a.udp.SetDeadline(t) }
+func (a *association) SetReadDeadline(t time.Time) error  { return a.udp.SetReadDeadline(t) }
+func (a *association) SetWriteDeadline(t time.Time) error { return a.udp.SetWriteDeadline(t) }

@@ -1,0 +1,80 @@
+package upstream
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// Trace receives what the phases of one DialStream took. It is complete when
+// DialStream returns; a phase that did not happen stays zero.
+type Trace struct {
+	Dial    time.Duration // name resolution and TCP to the upstream (to the target if direct)
+	TLS     time.Duration
+	Connect time.Duration // the proxy handshake
+	Reused  bool          // no TCP or TLS handshake was needed
+}
+
+type traceKey struct{}
+
+// WithTrace makes DialStream under the returned context fill t.
+func WithTrace(ctx context.Context, t *Trace) context.Context {
+	return context.WithValue(ctx, traceKey{}, t)
+}
+
+// traceOf is never nil.
+func traceOf(ctx context.Context) *Trace {
+	if t, ok := ctx.Value(traceKey{}).(*Trace); ok && t != nil {
+		return t
+	}
+	return new(Trace)
+}
+
+// Stats is how an upstream has done since New.
+type Stats struct {
+	RTT      time.Duration // TCP connect time of the last set-up; 0 if there was none
+	Failures int           // in a row, now; only the upstream's own, see Error.FromUpstream
+	Error    string        // of the last failure, "" once a flow succeeded
+	Flows    uint64        // set up
+	Reused   uint64        // of these without a new TCP or TLS handshake
+	UDPBogus uint64        // datagrams dropped because they did not come from the relay or were malformed
+}
+
+type counters struct {
+	rtt      atomic.Int64
+	failures atomic.Int64
+	err      atomic.Pointer[string]
+	flows    atomic.Uint64
+	reused   atomic.Uint64
+	udpBogus atomic.Uint64
+}
+
+func (c *counters) snapshot() Stats {
+	s := Stats{
+		RTT:      time.Duration(c.rtt.Load()),
+		Failures: int(c.failures.Load()),
+		Flows:    c.flows.Load(),
+		Reused:   c.reused.Load(),
+		UDPBogus: c.udpBogus.Load(),
+	}
+	if p := c.err.Load(); p != nil {
+		s.Error = *p
+	}
+	return s
+}
+
+// alive notes that the upstream answered as it should.
+func (c *counters) alive() {
+	if c.failures.Load() != 0 {
+		c.failures.Store(0)
+	}
+	if c.err.Load() != nil {
+		c.err.Store(nil)
+	}
+}
+
+func (c *counters) failed(err error) {
+	c.failures.Add(1)
+	text := err.Error()
+	c.err.Store(&text)
+}

@@ -1,0 +1,207 @@
+// Package upstream dials targets through proxies: one dialer per protocol
+// behind two one-method interfaces.
+//
+//	             ┌ direct   ─ TCP, UDP to the target itself
+//	             ├ connect  ─ HTTP/1.1 CONNECT, plain or over TLS (RFC 9110 section 9.3.6)
+//	Upstream ────┼ h2       ─ HTTP/2 CONNECT over TLS (RFC 9113 section 8.5), package h2
+//	 (Spec,      └ socks5   ─ RFC 1928, 1929; UDP ASSOCIATE in socks5udp
+//	  stats,           │
+//	  errors)          └──► netDialer: resolve, race addresses, Options.Control on every socket
+//
+// Streams and packets are separate because CONNECT carries no UDP: whether an
+// upstream has a PacketDialer is a fact that routing decides by.
+//
+// Where a stream leaves over plain TCP, what DialStream returns is the
+// *net.TCPConn itself, and not one byte beyond the proxy's answer has been
+// read from it, so that a relay can splice.
+//
+// An error is an *Error, which tells the upstream's faults from the target's,
+// or wraps context.Canceled when the caller gave up.
+//
+// engine and engine/route import this; it imports engine/flow only.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+)
+
+// StreamDialer opens TCP streams to targets.
+type StreamDialer interface {
+	// DialStream connects to t and sends early, the client's first bytes if any
+	// were read already. It blocks for at most 15 seconds and ends soon after
+	// ctx does. The caller owns the connection.
+	DialStream(ctx context.Context, t flow.Target, early []byte) (flow.StreamConn, error)
+}
+
+// PacketDialer opens UDP associations.
+type PacketDialer interface {
+	// DialPackets opens an association for the datagrams of one app socket, of
+	// which t is the first destination. WriteTo takes *net.UDPAddr or NameAddr;
+	// ReadFrom gives the real source. The caller owns it.
+	DialPackets(ctx context.Context, t flow.Target) (net.PacketConn, error)
+}
+
+// NameAddr is a UDP destination known by name; the upstream resolves it.
+type NameAddr = flow.NameAddr
+
+// Options are what dialers need from outside. The zero value is usable.
+type Options struct {
+	// Control is called on every socket before it connects (net.Dialer.Control),
+	// to keep it out of the TUN. Nil: sockets are left as they are.
+	Control func(network, address string, c syscall.RawConn) error
+	// Resolve finds the addresses of upstreams' names and, when direct, of
+	// targets. Nil: the system's resolver.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	Log     *slog.Logger // nil: silent
+}
+
+// protocol is what each dialer gives an Upstream.
+type protocol interface {
+	StreamDialer
+	check(ctx context.Context) error
+	close()
+}
+
+// Upstream is one way to the Internet. All methods may be called at any time
+// by any goroutine.
+type Upstream struct {
+	spec    Spec
+	streams protocol
+	packets PacketDialer // nil if it carries no UDP
+	stats   counters
+}
+
+// New makes the upstream that s describes; it opens nothing.
+func New(s Spec, o Options) (*Upstream, error) {
+	if err := s.validate(); err != nil {
+		return nil, fmt.Errorf("upstream %q: %w", s.Name, err)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	u := &Upstream{spec: s}
+	nd := &netDialer{opts: o}
+	switch s.Scheme {
+	case schemeDirect:
+		d := &direct{net: nd}
+		u.streams, u.packets = d, packets{u, d}
+	case schemeSOCKS5:
+		d := &socks5{net: nd, spec: s, stats: &u.stats}
+		u.streams, u.packets = d, packets{u, d}
+	case schemeHTTP:
+		u.streams = &connect{net: nd, spec: s, stats: &u.stats}
+	case schemeHTTPS:
+		u.streams = newSecure(nd, s, &u.stats)
+	}
+	return u, nil
+}
+
+// Spec is what New was given.
+func (u *Upstream) Spec() Spec { return u.spec }
+
+// Stats is a snapshot.
+func (u *Upstream) Stats() Stats { return u.stats.snapshot() }
+
+// Close ends sessions that streams share, and with them their streams.
+// Connections of their own are the caller's. It is idempotent.
+func (u *Upstream) Close() error {
+	u.streams.close()
+	return nil
+}
+
+// DialStream implements StreamDialer.
+func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) (flow.StreamConn, error) {
+	if t.Host() == "" || t.Port == 0 || len(t.Name) > maxHostBytes {
+		return nil, u.wrap(ctx, targetFault(flow.Unreachable, fmt.Errorf("target %q cannot be dialled", clip(t.String(), 300))))
+	}
+	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	c, err := u.streams.DialStream(bounded, t, early)
+	if err != nil {
+		return nil, u.wrap(ctx, err)
+	}
+	u.stats.alive()
+	u.stats.flows.Add(1)
+	if traceOf(ctx).Reused {
+		u.stats.reused.Add(1)
+	}
+	return c, nil
+}
+
+// Packets is nil if this upstream cannot carry UDP at all.
+func (u *Upstream) Packets() PacketDialer { return u.packets }
+
+// packets adds the upstream's name and statistics to a protocol's PacketDialer.
+type packets struct {
+	u *Upstream
+	d PacketDialer
+}
+
+func (p packets) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn, error) {
+	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	c, err := p.d.DialPackets(bounded, t)
+	if err != nil {
+		return nil, p.u.wrap(ctx, err)
+	}
+	p.u.stats.alive()
+	p.u.stats.flows.Add(1)
+	return c, nil
+}
+
+// Check finds out whether the upstream is alive and accepts our credentials,
+// without using it for anything: SOCKS5 negotiates and authenticates; the HTTP
+// kinds ask for a tunnel to example.com:443 and close it. A target that cannot
+// be reached through the proxy does not count against it, and neither does a
+// proxy that is connected but silent for 1.5 seconds: many answer CONNECT only
+// once the target has. Direct is always alive.
+func (u *Upstream) Check(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	err := u.streams.check(bounded)
+	var e *Error
+	if errors.As(err, &e) && e.Kind == Target {
+		err = nil
+	}
+	if err != nil {
+		return u.wrap(ctx, err)
+	}
+	u.stats.alive()
+	return nil
+}
+
+// wrap names the upstream in an error and counts it, unless the caller gave up.
+func (u *Upstream) wrap(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("dial by upstream %q: %w", u.spec.Name, context.Canceled)
+	}
+	var e *Error
+	if !errors.As(err, &e) {
+		e = talkFault("dial", err)
+	}
+	named := *e
+	named.Upstream = u.spec.Name
+	if named.FromUpstream() {
+		u.stats.failed(&named)
+	} else {
+		u.stats.alive()
+	}
+	return &named
+}
+
+func (d *direct) check(context.Context) error { return nil }
+func (d *direct) close()                      {}
+
+var (
+	_ StreamDialer = (*Upstream)(nil)
+	_ PacketDialer = packets{}
+	_ protocol     = (*direct)(nil)
+)
