@@ -8,8 +8,8 @@ import (
 // smallBuffer holds what a path MTU of 1500 lets through, with headers.
 const smallBuffer = 2048
 
-// buffer is pooled memory for one packet or datagram.
-type buffer struct {
+// packetBuffer is pooled memory for one packet or datagram.
+type packetBuffer struct {
 	all    []byte
 	off, n int // what is in use: all[off:off+n]
 
@@ -18,27 +18,27 @@ type buffer struct {
 	dport uint16
 }
 
-func (b *buffer) data() []byte { return b.all[b.off : b.off+b.n] }
+func (b *packetBuffer) data() []byte { return b.all[b.off : b.off+b.n] }
 
 // pools hold buffers of two sizes.
 type pools struct{ small, large sync.Pool }
 
 // get returns a buffer of n bytes of unknown content; n is at most that of
 // the longest packet.
-func (p *pools) get(n int) *buffer {
+func (p *pools) get(n int) *packetBuffer {
 	pool, size := &p.small, smallBuffer
 	if n > smallBuffer {
 		pool, size = &p.large, bufferHead+packetBytes
 	}
-	b, ok := pool.Get().(*buffer)
+	b, ok := pool.Get().(*packetBuffer)
 	if !ok {
-		b = &buffer{all: make([]byte, size)}
+		b = &packetBuffer{all: make([]byte, size)}
 	}
 	b.off, b.n = 0, n
 	return b
 }
 
-func (p *pools) put(b *buffer) {
+func (p *pools) put(b *packetBuffer) {
 	if len(b.all) == smallBuffer {
 		p.small.Put(b)
 	} else {

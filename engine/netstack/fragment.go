@@ -31,9 +31,9 @@ type reassembler struct {
 }
 
 type partial struct {
-	buf   *buffer // data at bufferHead; nil after an overlap
-	spans []span  // sorted, disjoint
-	total int     // bytes of the whole; 0 until the last fragment has come
+	buf   *packetBuffer // data at bufferHead; nil after an overlap
+	spans []span        // sorted, disjoint
+	total int           // bytes of the whole; 0 until the last fragment has come
 	proto uint8
 	since time.Duration
 }
@@ -42,7 +42,7 @@ type span struct{ from, to int }
 
 // add takes a fragment. If it completes a packet, that is returned, with an
 // empty virtio_net_hdr, and belongs to the caller.
-func (r *reassembler) add(p *packet, now time.Duration) *buffer {
+func (r *reassembler) add(p *packet, now time.Duration) *packetBuffer {
 	data := p.transport()
 	s := span{p.fragOff, p.fragOff + len(data)}
 	if len(data) == 0 || p.more && len(data)%8 != 0 || s.to > maxDatagram {

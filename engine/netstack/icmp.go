@@ -11,8 +11,8 @@ import (
 // RFC 4443 section 3.1 (type 1).
 type unreachability struct{ code4, code6 uint8 }
 
-func hostUnreachable() unreachability { return unreachability{1, 3} }
-func portUnreachable() unreachability { return unreachability{3, 4} }
+func noHost() unreachability { return unreachability{1, 3} }
+func noPort() unreachability { return unreachability{3, 4} }
 
 const icmpBytes = 8
 
@@ -67,5 +67,5 @@ func (k *kernel) refuseUDP(q platform.Queue, src, dst netip.AddrPort) {
 	binary.BigEndian.PutUint16(udp, src.Port())
 	binary.BigEndian.PutUint16(udp[2:], dst.Port())
 	binary.BigEndian.PutUint16(udp[4:], udpBytes)
-	k.unreachable(q, &p, portUnreachable())
+	k.unreachable(q, &p, noPort())
 }

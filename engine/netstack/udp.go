@@ -43,9 +43,9 @@ type udpSession struct {
 	other atomic.Bool  // some destination was not port 53
 
 	mu     sync.Mutex
-	in     fifo[*buffer] // guarded by mu
-	closed bool          // guarded by mu
-	peer   *net.UDPAddr  // guarded by mu; the last destination handed out
+	in     fifo[*packetBuffer] // guarded by mu
+	closed bool                // guarded by mu
+	peer   *net.UDPAddr        // guarded by mu; the last destination handed out
 
 	ready chan struct{} // has a token while in may hold datagrams
 	done  chan struct{} // closed by Close

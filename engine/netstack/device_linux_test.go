@@ -1,0 +1,117 @@
+package netstack
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+// inNamespace runs the test in a network namespace of its own: the test binary
+// starts itself again there, and reports true in that second process.
+func inNamespace(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv("NETSTACK_NAMESPACE") == t.Name() {
+		return true
+	}
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: not root, the kernel path is not tested")
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
+	cmd.Env = append(os.Environ(), "NETSTACK_NAMESPACE="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Errorf("in its namespace: %v\n%s", err, out)
+	} else if testing.Verbose() {
+		t.Logf("in its namespace:\n%s", out)
+	}
+	return false
+}
+
+func sh(t testing.TB, line string) {
+	t.Helper()
+	if out, err := exec.Command("sh", "-ec", line).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+}
+
+// rawTUN is a TUN device with raw queues, as platform/linux makes them.
+type rawTUN struct {
+	tun.Device // nil: the kernel path uses nothing else
+	name       string
+	queues     []platform.Queue
+	closing    atomic.Bool
+	close      func() error
+}
+
+type rawQueue struct {
+	fd     int
+	device *rawTUN
+}
+
+func (q *rawQueue) Read(p []byte) (int, error) {
+	n, err := unix.Read(q.fd, p)
+	if q.device.closing.Load() {
+		return 0, os.ErrClosed
+	}
+	return n, err
+}
+
+func (q *rawQueue) Write(p []byte) (int, error) { return unix.Write(q.fd, p) }
+
+func (d *rawTUN) Queues() []platform.Queue { return d.queues }
+func (d *rawTUN) Name() (string, error)    { return d.name, nil }
+func (d *rawTUN) Close() error             { return d.close() }
+
+var _ platform.MultiQueue = (*rawTUN)(nil)
+
+// openTUN makes the device in this process's namespace, with the addresses and
+// default routes of the product.
+func openTUN(t testing.TB, name string, queues, mtu int) *rawTUN {
+	t.Helper()
+	d := &rawTUN{name: name}
+	for range queues {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, _ := unix.NewIfreq(name)
+		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE)
+		if err := errors.Join(
+			unix.IoctlIfreq(fd, unix.TUNSETIFF, req),
+			unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6),
+			unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetBytes),
+		); err != nil {
+			t.Fatal(err)
+		}
+		d.queues = append(d.queues, &rawQueue{fd: fd, device: d})
+	}
+	d.close = sync.OnceValue(func() error {
+		d.closing.Store(true)
+		err := exec.Command("ip", "link", "del", name).Run() // wakes blocked reads
+		for _, q := range d.queues {
+			unix.Close(q.(*rawQueue).fd)
+		}
+		return err
+	})
+	sh(t, strings.NewReplacer("DEV", name).Replace(`
+		ip link set lo up
+		ip addr add 198.18.0.1/15 dev DEV
+		ip -6 addr add fd61:746c:616e:7469::1/64 dev DEV nodad
+		ip link set DEV up
+		ip route add default dev DEV
+		ip -6 route add default dev DEV`))
+	sh(t, "ip link set "+name+" mtu "+strconv.Itoa(mtu))
+	return d
+}
