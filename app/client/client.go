@@ -40,7 +40,8 @@ import (
 var ErrAbsent = errors.New("the service is not running")
 
 const (
-	callTimeout    = 10 * time.Second // of one call, Watch excepted, unless ctx ends before
+	callTimeout    = 10 * time.Second // of one call, unless ctx ends before
+	prefsTimeout   = 60 * time.Second // of SetPrefs
 	maxAnswerBytes = 64 << 20         // 100,000 flows fit
 	maxEventBytes  = 1 << 20
 )
@@ -59,9 +60,10 @@ func (c *Client) Status(ctx context.Context) (api.Status, error) {
 }
 
 // SetPrefs changes what the user wants, and returns the status once the change
-// was accepted; Watch tells what comes of it.
+// was accepted; Watch tells what comes of it. It may take as long as a look at
+// the new upstream does (a minute at most).
 func (c *Client) SetPrefs(ctx context.Context, p api.Prefs) (api.Status, error) {
-	return call[api.Status](ctx, c, http.MethodPatch, "/v1/prefs", p)
+	return call[api.Status](ctx, c, prefsTimeout, http.MethodPatch, "/v1/prefs", p)
 }
 
 // Upstreams returns what traffic can leave through.
@@ -76,7 +78,7 @@ func (c *Client) Flows(ctx context.Context) (api.FlowList, error) {
 
 // KillFlow ends one flow.
 func (c *Client) KillFlow(ctx context.Context, id uint64) error {
-	_, err := call[struct{}](ctx, c, http.MethodDelete, "/v1/flows/"+strconv.FormatUint(id, 10), nil)
+	_, err := call[struct{}](ctx, c, callTimeout, http.MethodDelete, "/v1/flows/"+strconv.FormatUint(id, 10), nil)
 	return err
 }
 
@@ -105,7 +107,7 @@ func (c *Client) Metrics(ctx context.Context) (string, error) {
 
 // Shutdown asks the service to restore the machine and end.
 func (c *Client) Shutdown(ctx context.Context) error {
-	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/shutdown", nil)
+	_, err := call[struct{}](ctx, c, callTimeout, http.MethodPost, "/v1/shutdown", nil)
 	return err
 }
 
@@ -140,12 +142,12 @@ func (c *Client) Watch(ctx context.Context, fn func(api.Event) error) error {
 }
 
 func get[T any](ctx context.Context, c *Client, target string) (T, error) {
-	return call[T](ctx, c, http.MethodGet, target, nil)
+	return call[T](ctx, c, callTimeout, http.MethodGet, target, nil)
 }
 
 // call makes one call and decodes its answer; body may be nil.
-func call[T any](ctx context.Context, c *Client, method, target string, body any) (answer T, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+func call[T any](ctx context.Context, c *Client, limit time.Duration, method, target string, body any) (answer T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	resp, err := c.do(ctx, method, target, body)
 	if err != nil {

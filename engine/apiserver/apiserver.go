@@ -39,6 +39,7 @@ const (
 
 	headerTimeout   = 5 * time.Second  // for a request's headers to arrive
 	requestTimeout  = 10 * time.Second // for a request's body to arrive, and for its answer to be taken
+	prefsTimeout    = 60 * time.Second // for a change to be accepted: the new upstream is looked at first
 	idleTimeout     = 2 * time.Minute  // of a connection between two requests
 	eventTimeout    = 5 * time.Second  // for a watcher to take one event
 	shutdownTimeout = 2 * time.Second  // for calls in flight when Serve ends

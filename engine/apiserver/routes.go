@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 )
@@ -113,7 +115,14 @@ func (s *Server) prefs(w http.ResponseWriter, r *http.Request, _ string) error {
 	if err := readJSON(w, r, &p); err != nil {
 		return err
 	}
-	st, err := s.backend.SetPrefs(r.Context(), p)
+	// A change of upstream is checked against the upstream before it is
+	// accepted. A recorder has no deadlines; then there is none to move.
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Time{})
+	_ = rc.SetWriteDeadline(time.Now().Add(prefsTimeout))
+	ctx, cancel := context.WithTimeout(r.Context(), prefsTimeout-time.Second)
+	defer cancel()
+	st, err := s.backend.SetPrefs(ctx, p)
 	if err != nil {
 		return err
 	}

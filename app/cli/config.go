@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/config"
+)
+
+func (a *app) config() *cobra.Command {
+	return group("config", "Check, show and change the configuration",
+		a.configCheck(), a.configShow(), a.configGet(), a.configSet())
+}
+
+// configPath is where the service looks for its file (DESIGN.md section 7).
+func configPath() string {
+	switch runtime.GOOS {
+	case "windows":
+		return filepath.Join(os.Getenv("ProgramData"), "Atlantic", "atlantic.toml")
+	case "darwin":
+		return "/Library/Application Support/Atlantic/atlantic.toml"
+	}
+	return "/etc/atlantic/atlantic.toml"
+}
+
+// fileFlag adds --file to a verb that works on the file, without a service.
+func fileFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("file", "f", configPath(), "the configuration file")
+}
+
+func (a *app) configCheck() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Check a configuration file without using it",
+		Args:  cobra.ArbitraryArgs,
+	}
+	path := fileFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 && !cmd.Flags().Changed("file") {
+			*path = args[0]
+		} else if len(args) > 0 {
+			return &usageError{"config check takes one file"}
+		}
+		c, err := config.Load(*path)
+		if err != nil {
+			return err
+		}
+		if c.Path == "" {
+			a.out.line("%s does not exist: the defaults are in force (upstream direct)", *path)
+			return nil
+		}
+		a.out.line("%s is valid: %d upstreams, %d rules", *path, len(c.Upstreams), len(c.Rules))
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) configShow() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Show the configuration that the service uses, defaults included",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client().Config(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.out.json(c)
+			}
+			from := "no file: defaults"
+			if c.Path != "" {
+				from = c.Path
+			}
+			a.out.line("%s", a.out.dim("# "+from))
+			for line := range strings.Lines(c.TOML) {
+				a.out.line("%s", strings.TrimRight(line, "\r\n"))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return cmd
+}
+
+func (a *app) configGet() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "get KEY",
+		Short: "Print one value of the file, such as tun.mtu or upstream.paris.url",
+		Args:  takes("a key"),
+	}
+	path := fileFlag(cmd)
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		c, err := config.Load(*path)
+		if err != nil {
+			return err
+		}
+		value, err := c.Get(args[0])
+		if err != nil {
+			return err
+		}
+		a.out.line("%s", value)
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) configSet() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "set KEY VALUE",
+		Short: "Change one value of the file; comments stay, a wrong value changes nothing",
+		Args:  takes("a key", "a value"),
+	}
+	path := fileFlag(cmd)
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		err := config.Set(*path, args[0], args[1])
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w; make the directory first", err)
+		}
+		if err != nil {
+			return err
+		}
+		a.out.line("%s is written; a running service takes it up when it starts again", *path)
+		return nil
+	}
+	return cmd
+}

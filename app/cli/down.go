@@ -1,0 +1,40 @@
+package cli
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
+
+const downTimeout = 20 * time.Second // for the machine to be restored
+
+func (a *app) down() *cobra.Command {
+	var wait, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Turn it off and leave the network as it was before",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			off := false
+			st, err := a.client().SetPrefs(cmd.Context(), api.Prefs{On: &off})
+			if err != nil {
+				return err
+			}
+			if wait && st.State != api.Off {
+				if st, err = a.await(cmd.Context(), "disconnecting", downTimeout, untilOff); err != nil {
+					return err
+				}
+			}
+			if asJSON {
+				return a.out.json(st)
+			}
+			a.summary(st)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&wait, "wait", true, "wait until the network is restored")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the status as JSON")
+	return cmd
+}

@@ -1,0 +1,230 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kardianos/service"
+	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
+
+// systemdUnit is the template of the unit that `service install` writes. The
+// packages bring one of their own.
+const systemdUnit = `[Unit]
+Description={{.Description}}
+Documentation=https://github.com/atlanticproxy/atlanticproxy
+After=network.target
+
+[Service]
+ExecStart={{.Path|cmdEscape}}{{range .Arguments}} {{.|cmd}}{{end}}
+Restart=on-failure
+RestartSec=1
+TimeoutStopSec=20
+LimitNOFILE=1048576
+RuntimeDirectory=atlantic
+StateDirectory=atlantic
+
+[Install]
+WantedBy=multi-user.target
+`
+
+const serviceAnswers = 10 * time.Second // for a service that was started to answer
+
+func (a *app) service() *cobra.Command {
+	return group("service", "Install, remove, start and stop the background service",
+		a.serviceVerb("install", "Make the service start with this computer, and start it", a.install),
+		a.serviceVerb("uninstall", "Stop the service and remove it", a.uninstall),
+		a.serviceVerb("start", "Start the service", a.start),
+		a.serviceVerb("stop", "Stop the service; the network is restored", a.stop),
+		a.serviceStatus())
+}
+
+func (a *app) serviceVerb(use, short string, run func(context.Context, service.Service) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if os.Geteuid() > 0 { // -1 on Windows, which refuses by itself
+				return &failure{exitPermission, "only root may " + use + " the service", "run: sudo " + cmd.CommandPath()}
+			}
+			s, err := systemService()
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), s)
+		}}
+}
+
+// daemonPath is the atlanticd beside this program.
+func daemonPath() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find this program: %w", err)
+	}
+	if real, err := filepath.EvalSymlinks(self); err == nil {
+		self = real
+	}
+	name := "atlanticd"
+	if filepath.Ext(self) == ".exe" {
+		name += ".exe"
+	}
+	return filepath.Join(filepath.Dir(self), name), nil
+}
+
+// systemService is the service as the system's service manager knows it.
+func systemService() (service.Service, error) {
+	daemon, err := daemonPath()
+	if err != nil {
+		return nil, err
+	}
+	s, err := service.New(program{}, &service.Config{
+		Name:        "atlantic",
+		DisplayName: "AtlanticProxy",
+		Description: "AtlanticProxy: sends this computer's traffic through a proxy",
+		Executable:  daemon,
+		Arguments:   []string{"run"},
+		Option:      service.KeyValue{"SystemdScript": systemdUnit, "OnFailure": "restart"},
+	})
+	if err != nil {
+		return nil, &failure{exitError, "this system has no service manager that is known: " + err.Error(),
+			"run it in the foreground: sudo atlanticd run"}
+	}
+	return s, nil
+}
+
+// program satisfies the library; it is atlanticd that runs as a service.
+type program struct{}
+
+func (program) Start(service.Service) error { return nil }
+func (program) Stop(service.Service) error  { return nil }
+
+func (a *app) install(ctx context.Context, s service.Service) error {
+	daemon, err := daemonPath()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(daemon); err != nil {
+		return &failure{exitError, "there is no " + daemon, "put atlanticd and atlantic into the same directory"}
+	}
+	if _, err := s.Status(); !errors.Is(err, service.ErrNotInstalled) {
+		return &failure{exitError, "the service is installed already", "start it: sudo atlantic service start"}
+	}
+	if err := s.Install(); err != nil {
+		return fmt.Errorf("install the service: %w", err)
+	}
+	a.out.line("installed; it starts with this computer")
+	return a.start(ctx, s)
+}
+
+func (a *app) uninstall(_ context.Context, s service.Service) error {
+	st, err := s.Status()
+	if errors.Is(err, service.ErrNotInstalled) {
+		return &failure{exitAbsent, "the service is not installed", ""}
+	}
+	if st == service.StatusRunning {
+		if err := s.Stop(); err != nil {
+			return fmt.Errorf("stop the service: %w", err)
+		}
+	}
+	if err := s.Uninstall(); err != nil {
+		return fmt.Errorf("remove the service: %w", err)
+	}
+	a.out.line("removed")
+	return nil
+}
+
+// start starts the service and waits until it answers, so that the next
+// command finds it.
+func (a *app) start(ctx context.Context, s service.Service) error {
+	if err := s.Start(); err != nil {
+		return fmt.Errorf("start the service: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, serviceAnswers)
+	defer cancel()
+	for {
+		st, err := a.client().Status(ctx)
+		if err == nil {
+			a.out.line("running; turn it on with: atlantic up")
+			a.summary(st)
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return &failure{exitAbsent, "the service was started but does not answer: " + err.Error(),
+				"look at its log: journalctl -u atlantic"}
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (a *app) stop(_ context.Context, s service.Service) error {
+	if err := s.Stop(); err != nil {
+		return fmt.Errorf("stop the service: %w", err)
+	}
+	a.out.line("stopped; the network is as it was before")
+	return nil
+}
+
+// serviceState is what `service status --json` prints.
+type serviceState struct {
+	Schema    int    `json:"schema"`
+	Installed bool   `json:"installed"`
+	State     string `json:"state"` // running, stopped, unknown
+	Manager   string `json:"manager"`
+	Answers   bool   `json:"answers"` // on its socket; it may run without being installed
+}
+
+func (a *app) serviceStatus() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell whether the service is installed and running; exit code 5 unless it answers",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			state := a.inspectService(cmd.Context())
+			if asJSON {
+				if err := a.out.json(state); err != nil {
+					return err
+				}
+			} else {
+				installed := "not installed"
+				if state.Installed {
+					installed = "installed with " + state.Manager + ", " + state.State
+				}
+				answers := "does not answer on its socket"
+				if state.Answers {
+					answers = "answers on its socket"
+				}
+				a.out.line("the service is %s; it %s", installed, answers)
+			}
+			if !state.Answers {
+				return &exitWith{exitAbsent}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return cmd
+}
+
+func (a *app) inspectService(ctx context.Context) serviceState {
+	state := serviceState{Schema: api.Schema, State: "unknown", Manager: service.Platform()}
+	_, err := a.client().Status(ctx)
+	state.Answers = err == nil
+	s, err := systemService()
+	if err != nil {
+		return state
+	}
+	switch st, err := s.Status(); {
+	case errors.Is(err, service.ErrNotInstalled):
+	case st == service.StatusRunning:
+		state.Installed, state.State = true, "running"
+	case st == service.StatusStopped:
+		state.Installed, state.State = true, "stopped"
+	}
+	return state
+}

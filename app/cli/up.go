@@ -1,0 +1,212 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
+
+const (
+	upTimeout    = 45 * time.Second // for a start to succeed or fail
+	blockedGrace = 3 * time.Second  // for a service that was Blocked before to recover
+	upstreamVar  = "ATLANTIC_UPSTREAM"
+)
+
+func (a *app) up() *cobra.Command {
+	var choice string
+	var wait, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Turn it on: all traffic leaves through the upstream",
+		Long: `Turn it on: all traffic leaves through the upstream.
+
+The upstream is a name from the configuration, "auto", or a URL:
+  socks5://user:password@host:1080   http://host:8080   https://host   direct://
+A password on the command line can be seen by others: give "-" to type the URL
+on standard input, or set ` + upstreamVar + `.`,
+		Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			prefs, err := a.upPrefs(cmd, choice)
+			if err != nil {
+				return err
+			}
+			st, err := a.client().SetPrefs(cmd.Context(), prefs)
+			if err != nil {
+				return err
+			}
+			if wait && st.State != api.On {
+				if st, err = a.await(cmd.Context(), "connecting", upTimeout, untilOn(time.Now)); err != nil {
+					return err
+				}
+			}
+			if asJSON {
+				return a.out.json(st)
+			}
+			a.summary(st)
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&choice, "upstream", "u", "", "name, \"auto\", URL, or - for standard input")
+	cmd.Flags().BoolVar(&wait, "wait", true, "wait until it is on or has failed")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the status as JSON")
+	return cmd
+}
+
+// upPrefs says what `up` asks for.
+func (a *app) upPrefs(cmd *cobra.Command, choice string) (api.Prefs, error) {
+	on := true
+	prefs := api.Prefs{On: &on}
+	switch {
+	case choice == "-":
+		line, err := bufio.NewReader(io.LimitReader(a.opt.Stdin, 64<<10)).ReadString('\n')
+		if choice = strings.TrimSpace(line); choice == "" {
+			return prefs, &usageError{"there is no upstream on standard input" + because(err)}
+		}
+	case cmd.Flags().Changed("upstream"):
+		if choice == "" {
+			return prefs, &usageError{"--upstream needs a name or a URL"}
+		}
+		if u, err := url.Parse(choice); err == nil && u.User != nil {
+			if _, has := u.User.Password(); has {
+				a.err.line("%s other users of this machine can see the password in the list of processes; better: --upstream -",
+					a.err.yellow("warning:"))
+			}
+		}
+	default:
+		choice = os.Getenv(upstreamVar)
+	}
+	if choice != "" {
+		prefs.Upstream = &choice
+	}
+	return prefs, nil
+}
+
+func because(err error) string {
+	if err == nil || errors.Is(err, io.EOF) {
+		return ""
+	}
+	return ": " + err.Error()
+}
+
+// verdict looks at one status; it returns done once there is nothing more to
+// wait for, with an error if that is not what was wanted.
+type verdict func(st api.Status) (done bool, err error)
+
+// untilOn waits for On. A service that was Blocked before gets a moment to
+// try anew; one that ends up Off or Blocked has failed.
+func untilOn(now func() time.Time) verdict {
+	began, moved := now(), false
+	return func(st api.Status) (bool, error) {
+		switch st.State {
+		case api.On:
+			return true, nil
+		case api.Starting, api.Stopping:
+			moved = true
+			return false, nil
+		case api.Blocked:
+			if !moved && now().Sub(began) < blockedGrace {
+				return false, nil
+			}
+			return true, notConnected(st, "traffic is held back")
+		}
+		return true, notConnected(st, "it is off, and the network as it was")
+	}
+}
+
+func untilOff(st api.Status) (bool, error) { return st.State == api.Off, nil }
+
+func notConnected(st api.Status, now string) error {
+	f := &failure{code: exitNotConnected, msg: "not connected: " + now, hint: st.Hint}
+	if st.Cause != "" {
+		f.msg = "not connected: " + st.Cause + "; " + now
+	}
+	if f.hint == "" {
+		f.hint = "see: atlantic status"
+	}
+	return f
+}
+
+// await watches the service until v has decided, and returns the status it
+// decided on. A terminal shows meanwhile that something is going on.
+func (a *app) await(ctx context.Context, doing string, limit time.Duration, v verdict) (st api.Status, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	states := make(chan api.Status)
+	ended := make(chan error, 1)
+	go func() { // ends with ctx, and await waits for it
+		ended <- a.client().Watch(ctx, func(ev api.Event) error {
+			if ev.Status == nil {
+				return nil
+			}
+			select {
+			case states <- *ev.Status:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	}()
+	spin := newSpinner(a.err)
+	defer spin.clear()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	known := false
+	for {
+		select {
+		case st = <-states:
+			known = true
+		case <-tick.C:
+			spin.turn(doing)
+		case err := <-ended:
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = &failure{exitNotConnected, fmt.Sprintf("still %s after %v", doing, limit), "see: atlantic status"}
+			} else if errors.Is(err, io.EOF) {
+				err = &failure{exitError, "the service ended while " + doing, "look at its log: journalctl -u atlantic"}
+			}
+			return st, err
+		}
+		if !known {
+			continue
+		}
+		if done, err := v(st); done {
+			cancel()
+			<-ended
+			return st, err
+		}
+	}
+}
+
+// spinner shows on a terminal that something is going on; elsewhere nothing.
+type spinner struct {
+	p     *printer
+	began time.Time
+	step  int
+}
+
+func newSpinner(p *printer) *spinner { return &spinner{p: p, began: time.Now()} }
+
+func (s *spinner) turn(doing string) {
+	const quiet = 200 * time.Millisecond // what is done by then needs no spinner
+	if !s.p.tty || time.Since(s.began) < quiet {
+		return
+	}
+	frames := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+	fmt.Fprintf(s.p.w, "\r\x1b[K%c %s … %s", frames[s.step%len(frames)], doing, age(time.Since(s.began)))
+	s.step++
+}
+
+func (s *spinner) clear() {
+	if s.step > 0 {
+		fmt.Fprint(s.p.w, "\r\x1b[K")
+	}
+}

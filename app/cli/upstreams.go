@@ -1,0 +1,51 @@
+package cli
+
+import (
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
+
+func (a *app) upstreams() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "upstreams",
+		Short: "List what traffic can leave through",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ups, err := a.client().Upstreams(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.out.json(ups)
+			}
+			a.printUpstreams(ups)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return cmd
+}
+
+func (a *app) printUpstreams(ups api.Upstreams) {
+	var rows [][]string
+	for _, u := range ups.Upstreams {
+		mark, trouble := " ", ""
+		if u.InUse {
+			mark = "●"
+		}
+		if u.Failures > 0 {
+			trouble = "failed " + strconv.Itoa(u.Failures) + "×: " + u.Error
+		}
+		udp := "–"
+		if u.UDP {
+			udp = "yes"
+		}
+		rows = append(rows, []string{mark, u.Name, u.Scheme, u.Address, millis(u.RTTms), udp, strconv.FormatUint(u.Flows, 10), trouble})
+	}
+	a.out.table([]string{" ", "NAME", "SCHEME", "ADDRESS", "RTT", "UDP", "FLOWS", ""}, rows)
+	a.out.line("%s", a.out.dim("chosen: "+ups.Choice+" · change it: atlantic use NAME|auto"))
+}

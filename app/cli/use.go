@@ -1,0 +1,44 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
+
+func (a *app) use() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "use NAME|auto",
+		Short: "Choose the upstream; on or off stays as it is",
+		Args:  takes("the name of an upstream"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			st, err := a.client().SetPrefs(cmd.Context(), api.Prefs{Upstream: &args[0]})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.out.json(st)
+			}
+			if st.State == api.Off {
+				a.out.line("%s", a.out.text("%s will be used; turn it on with: atlantic up", upstreamText(st.Upstream)))
+				return nil
+			}
+			a.summary(st)
+			return nil
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			ups, err := a.client().Upstreams(cmd.Context())
+			if err != nil || len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			names := []string{"auto"}
+			for _, u := range ups.Upstreams {
+				names = append(names, u.Name)
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the status as JSON")
+	return cmd
+}
