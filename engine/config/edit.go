@@ -1,0 +1,127 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Set writes one value into the file at path, which is created if missing
+// (mode 0600). Comments, order and the file's mode stay; the result is checked
+// whole before anything is written. key is "section.key" or
+// "upstream.NAME.key"; value is plain: 1400, true, fake-ip, or for a list
+// words separated by commas.
+func Set(path, key, value string) error {
+	parts := strings.Split(key, ".")
+	if len(parts) < 2 || parts[0] == "rule" || len(parts) != 2+btoi(parts[0] == "upstream") {
+		return fmt.Errorf("cannot set %q: keys are like tun.mtu or upstream.NAME.url (rules are edited in the file)", clip(key))
+	}
+	name := parts[len(parts)-1]
+	if err := checkKey(parts[0], name); err != nil {
+		return err
+	}
+	text, err := literal(parts[0]+"."+name, value)
+	if err != nil {
+		return err
+	}
+	if link, err := filepath.EvalSymlinks(path); err == nil {
+		path = link
+	}
+	mode := fs.FileMode(0o600)
+	data, info, err := readConfig(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		mode = info.Mode().Perm()
+	}
+	edited, err := edit(path, data, parts, text)
+	if err != nil {
+		return err
+	}
+	c, src, err := parse(path, edited)
+	if err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	for i, u := range c.Upstreams {
+		if u.Password.Inline() && mode&0o077 != 0 {
+			return src.fail(fmt.Sprintf("upstream[%d].password", i), "chmod 600 "+path, "nothing was changed: a password would stand in a file that others may read")
+		}
+	}
+	return WriteFileAtomic(path, edited, mode)
+}
+
+// edit returns data with the value put in.
+func edit(name string, data []byte, parts []string, text string) ([]byte, error) {
+	c, src, err := parse(name, data)
+	if err != nil {
+		return nil, fmt.Errorf("nothing was changed, the file is wrong already: %w", err)
+	}
+	data = src.data
+	table, key := parts[0], parts[len(parts)-1]
+	if table == "upstream" {
+		i := slices.IndexFunc(c.Upstreams, func(u Upstream) bool { return u.Name == parts[1] })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no upstream %q", clip(parts[1]))
+		}
+		table = fmt.Sprintf("upstream[%d]", i)
+	}
+	if sp, ok := src.keys[table+"."+key]; ok {
+		return slices.Concat(data[:sp.valueStart], []byte(text), data[sp.valueEnd:]), nil
+	}
+	line := key + " = " + text + "\n"
+	if end, ok := src.ends[table]; ok {
+		if end > 0 && data[end-1] != '\n' {
+			line = "\n" + line
+		}
+		return slices.Concat(data[:end], []byte(line), data[end:]), nil
+	}
+	if strings.Contains(table, "[") {
+		return nil, fmt.Errorf("upstream %q is not written as [[upstream]]: edit the file by hand", parts[1])
+	}
+	head := "[" + table + "]\n"
+	if len(data) > 0 {
+		head = "\n" + head
+		if data[len(data)-1] != '\n' {
+			head = "\n" + head
+		}
+	}
+	return slices.Concat(data, []byte(head+line)), nil
+}
+
+// literal writes a plain value as TOML, by what the key takes.
+func literal(key, value string) (string, error) {
+	switch key {
+	case "tun.enabled", "protect.lan":
+		if b, err := strconv.ParseBool(value); err == nil {
+			return strconv.FormatBool(b), nil
+		}
+		return "", fmt.Errorf("%s is true or false, not %q", key, clip(value))
+	case "tun.mtu":
+		if n, err := strconv.Atoi(value); err == nil {
+			return strconv.Itoa(n), nil
+		}
+	case "dns.servers":
+		if strings.HasPrefix(strings.TrimSpace(value), "[") {
+			return value, nil
+		}
+		var list []string
+		for s := range strings.SplitSeq(value, ",") {
+			list = append(list, strings.TrimSpace(s))
+		}
+		return quoteList(list), nil
+	}
+	return quote(strings.ToValidUTF8(value, "?")), nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,137 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Error is something wrong at one place of a file.
+type Error struct {
+	File         string
+	Line, Column int    // from 1; 0 if the place is not known
+	Text         string // the offending line, without secrets
+	Msg          string
+	Hint         string // what to do; may be ""
+}
+
+// Error shows file:line:column, what is wrong, the line and the hint.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.File)
+	if e.Line > 0 {
+		fmt.Fprintf(&b, ":%d:%d", e.Line, e.Column)
+	}
+	fmt.Fprintf(&b, ": %s", e.Msg)
+	if e.Text != "" {
+		fmt.Fprintf(&b, "\n  %d | %s", e.Line, e.Text)
+	}
+	if e.Hint != "" {
+		fmt.Fprintf(&b, "\n  hint: %s", e.Hint)
+	}
+	return b.String()
+}
+
+// schema lists the keys of every section, "" being the top.
+func schema() map[string][]string {
+	return map[string][]string{
+		"":         {"tun", "listen", "dns", "protect", "upstream", "rule"},
+		"tun":      {"enabled", "name", "mtu", "stack"},
+		"listen":   {"proxy"},
+		"dns":      {"mode", "servers", "fake_range"},
+		"protect":  {"kill_switch", "udp", "lan"},
+		"upstream": {"name", "url", "sni", "ca", "username", "password"},
+		"rule":     {"domain", "domain_suffix", "cidr", "port", "process", "via"},
+	}
+}
+
+// notYet says whether a key belongs to a part that this build does not have.
+func notYet(key []string) bool {
+	return slices.Contains([]string{"provider", "filter", "share"}, key[0]) ||
+		len(key) > 1 && key[0] == "upstream" && key[1] == "pool"
+}
+
+// unknownKey describes a key that is not in the schema, with a hint.
+func unknownKey(key []string) (msg, hint string) {
+	section, name := "", key[0]
+	if _, ok := schema()[key[0]]; ok && len(key) > 1 {
+		section, name = key[0], key[1]
+	}
+	if notYet(key) {
+		return fmt.Sprintf("%q is not in this version", strings.Join(key[:min(2, len(key))], ".")), "remove it"
+	}
+	msg = fmt.Sprintf("unknown key %q", clip(name))
+	if section != "" {
+		msg += " in [" + section + "]"
+	}
+	if best := nearest(name, schema()[section]); best != "" {
+		return msg, fmt.Sprintf("did you mean %q?", best)
+	}
+	for _, other := range []string{"tun", "listen", "dns", "protect", "upstream", "rule"} {
+		if slices.Contains(schema()[other], name) {
+			return msg, fmt.Sprintf("%q belongs in [%s]", name, other)
+		}
+	}
+	return msg, "known here: " + strings.Join(schema()[section], ", ")
+}
+
+// nearest returns the word closest to s, or "" if none is close.
+func nearest(s string, words []string) string {
+	best, bestDistance := "", 1+max(1, min(len(s), 12)/3)
+	if len(s) > 64 {
+		return ""
+	}
+	for _, w := range words {
+		if d := distance(s, w); d < bestDistance {
+			best, bestDistance = w, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to change, add, drop or swap with a neighbour.
+func distance(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
+}
+
+// clip bounds a value that an error shows.
+func clip(s string) string {
+	if len(s) > 80 {
+		return strings.ToValidUTF8(s[:77], "") + "..."
+	}
+	return s
+}
+
+// redactLine is a line of the file as an error may show it: what could be a
+// password is left out.
+func redactLine(line string) string {
+	key, _, assigned := strings.Cut(line, "=")
+	lower := strings.ToLower(line)
+	if strings.Contains(lower, "pass") || strings.Contains(line, "@") || strings.Contains(lower, "secret") || strings.Contains(lower, "token") {
+		if !assigned {
+			return "(not shown: it may hold a secret)"
+		}
+		return clip(strings.TrimRight(key, " \t")) + ` = "redacted"`
+	}
+	return clip(strings.TrimRight(line, " \t\r"))
+}

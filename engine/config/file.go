@@ -1,0 +1,163 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Load reads the file at path, checks it and who could have written it, and
+// resolves its secrets. A missing file is valid and yields Default. Errors
+// about the content are of type *Error.
+//
+// The file must belong to root or this user and be writable by nobody else,
+// and no directory above it may be world-writable (without the sticky bit).
+func Load(path string) (*Config, error) {
+	data, info, err := readConfig(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	c, src, err := parse(path, data)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.resolve(src, info); err != nil {
+		return nil, err
+	}
+	c.Path = path
+	return c, nil
+}
+
+// readConfig returns the content if the file may be trusted.
+func readConfig(path string) ([]byte, fs.FileInfo, error) {
+	link, err := os.Lstat(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read configuration: %w", err)
+	}
+	real := path
+	if link.Mode()&fs.ModeSymlink != 0 {
+		if real, err = filepath.EvalSymlinks(path); err != nil {
+			return nil, nil, fmt.Errorf("read configuration: %s leads nowhere: %v", path, err)
+		}
+	}
+	data, info, err := readFile(real, maxFileBytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if err := checkOwner(real, info); err != nil {
+		return nil, nil, err
+	}
+	for _, p := range []string{path, real} {
+		if err := checkParents(p); err != nil {
+			return nil, nil, err
+		}
+	}
+	return data, info, nil
+}
+
+// readFile reads a regular file of at most limit bytes; it does not hang on
+// FIFOs and devices.
+func readFile(path string, limit int64) ([]byte, fs.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|openNonblock, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s is larger than %d KiB", path, limit>>10)
+	}
+	return data, info, err
+}
+
+// checkParents refuses a path in which others could put another file.
+func checkParents(path string) error {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("check %s: %w", path, err)
+	}
+	for dir := filepath.Dir(abs); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return fmt.Errorf("check %s: %w", path, err)
+		}
+		if worldWritable(info) {
+			return fmt.Errorf("%s is refused: everybody may write in %s (hint: chmod o-w %s)", path, dir, dir)
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+	}
+}
+
+// resolve reads secrets and checks what the file alone cannot tell.
+func (c *Config) resolve(src *source, info fs.FileInfo) error {
+	for i := range c.Upstreams {
+		u := &c.Upstreams[i]
+		path := fmt.Sprintf("upstream[%d].", i)
+		if u.Password.Inline() && readableByOthers(info) {
+			return src.fail(path+"password", fmt.Sprintf("chmod 600 %s, or use password = \"file:/path\"", src.name),
+				"upstream %q: a password stands in a file that others may read (mode %04o)", u.Name, info.Mode().Perm())
+		}
+		var err error
+		if u.Password, err = u.Password.resolve(); err != nil {
+			return src.fail(path+"password", `"file:/path" of a file only you can read, or "env:NAME"`, "upstream %q: password: %v", u.Name, err)
+		}
+		if u.CA != "" {
+			if _, _, err := readFile(u.CA, maxFileBytes); err != nil {
+				return src.fail(path+"ca", "a PEM file with certificates", "upstream %q: ca: %v", u.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// WriteFileAtomic replaces the file at path by one with data and mode: after
+// a crash at any moment there is the old content or the new, whole. It keeps
+// the owner of the file it replaces where it may.
+func WriteFileAtomic(path string, data []byte, mode fs.FileMode) (err error) {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("save %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+			err = fmt.Errorf("save %s: %w", path, err)
+		}
+	}()
+	if _, err = f.Write(data); err != nil {
+		return err
+	}
+	if err = f.Chmod(mode); err != nil {
+		return err
+	}
+	if old, statErr := os.Stat(path); statErr == nil {
+		keepOwner(f, old)
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
