@@ -134,4 +134,5 @@ var (
 	ErrPermission  = errors.New("permission denied")            // not root, or a capability is missing
 	ErrNoTUN       = errors.New("the system has no TUN device") // /dev/net/tun missing, wintun.dll missing
 	ErrUnsupported = errors.New("not supported on this system")
+	ErrRunning     = errors.New("another instance is running") // it holds the lock in StateDir
 )

@@ -1,0 +1,263 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	busLimit = 3 * time.Second // for one exchange with a D-Bus service
+
+	resolvedName    = "org.freedesktop.resolve1"
+	resolvedPath    = dbus.ObjectPath("/org/freedesktop/resolve1")
+	resolvedManager = resolvedName + ".Manager"
+
+	nmName   = "org.freedesktop.NetworkManager"
+	nmPath   = dbus.ObjectPath("/org/freedesktop/NetworkManager")
+	nmGlobal = nmName + ".GlobalDnsConfiguration"
+)
+
+// onBus runs f with a connection of its own, which is closed afterwards.
+// address "" is the system bus.
+func onBus(address string, f func(context.Context, *dbus.Conn) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), busLimit)
+	defer cancel()
+	var conn *dbus.Conn
+	var err error
+	if address == "" {
+		conn, err = dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	} else {
+		conn, err = dbus.Connect(address, dbus.WithContext(ctx))
+	}
+	if err != nil {
+		return fmt.Errorf("connect to d-bus: %w", err)
+	}
+	defer conn.Close()
+	return f(ctx, conn)
+}
+
+// hasOwner reports whether a service runs under that name now; it is not
+// started for the question.
+func hasOwner(ctx context.Context, conn *dbus.Conn, name string) bool {
+	var owned bool
+	err := conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, name).Store(&owned)
+	return err == nil && owned
+}
+
+func resolvedAnswers(bus string) bool {
+	answers := false
+	_ = onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		answers = hasOwner(ctx, conn, resolvedName)
+		return nil
+	})
+	return answers
+}
+
+// The arguments of org.freedesktop.resolve1.Manager.
+type (
+	linkDNS struct {
+		Family  int32
+		Address []byte
+	}
+	linkDomain struct {
+		Domain      string
+		RoutingOnly bool
+	}
+	managerDNS struct {
+		Index   int32
+		Family  int32
+		Address []byte
+	}
+)
+
+// setResolved makes the TUN the link for every name: our servers, the routing
+// domain "~.", and default route. Caches are flushed, since they hold real
+// addresses. All of it goes when the link goes.
+func setResolved(bus string, o op) error {
+	return onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		object := conn.Object(resolvedName, resolvedPath)
+		call := func(method string, args ...any) error {
+			if err := object.CallWithContext(ctx, resolvedManager+"."+method, 0, args...).Err; err != nil {
+				return fmt.Errorf("systemd-resolved %s: %w", method, err)
+			}
+			return nil
+		}
+		var servers []linkDNS
+		for _, a := range o.Servers {
+			servers = append(servers, linkDNS{familyOf(a), a.AsSlice()})
+		}
+		index := int32(o.Index)
+		return errors.Join(
+			call("SetLinkDNS", index, servers),
+			call("SetLinkDomains", index, []linkDomain{{".", true}}),
+			call("SetLinkDefaultRoute", index, true),
+			call("FlushCaches"),
+		)
+	})
+}
+
+func familyOf(a netip.Addr) int32 {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// revertResolved takes the settings off the link. It is done already if the
+// link or the service is gone.
+func revertResolved(bus string, o op) error {
+	err := onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		if !hasOwner(ctx, conn, resolvedName) {
+			return nil
+		}
+		object := conn.Object(resolvedName, resolvedPath)
+		err := object.CallWithContext(ctx, resolvedManager+".RevertLink", 0, int32(o.Index)).Err
+		var answer dbus.Error
+		if errors.As(err, &answer) && strings.HasSuffix(answer.Name, ".NoSuchLink") {
+			err = nil
+		}
+		_ = object.CallWithContext(ctx, resolvedManager+".FlushCaches", 0).Err // fake addresses mean nothing now
+		return err
+	})
+	if err != nil && strings.HasPrefix(err.Error(), "connect to d-bus") {
+		return nil // no bus, no systemd-resolved
+	}
+	return err
+}
+
+func resolvedPresent(bus string, o op) bool {
+	present := true // if it cannot be told, leave it
+	_ = onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		if !hasOwner(ctx, conn, resolvedName) {
+			return nil
+		}
+		var servers []managerDNS
+		object := conn.Object(resolvedName, resolvedPath)
+		if err := object.StoreProperty(resolvedManager+".DNS", &servers); err != nil {
+			return err
+		}
+		for _, want := range o.Servers {
+			present = present && slices.ContainsFunc(servers, func(s managerDNS) bool {
+				return int(s.Index) == o.Index && slices.Equal(s.Address, want.AsSlice())
+			})
+		}
+		return nil
+	})
+	return present
+}
+
+// NetworkManager writes resolv.conf from its connections, unless it has a
+// global DNS configuration, which takes their place. Setting that one (property
+// GlobalDnsConfiguration, NetworkManager 1.2 and later) makes it write our
+// server itself, whatever its rc-manager and dns plug-in are. It is kept on disk
+// by NetworkManager, so that it has to be emptied even after a crash.
+
+type nmConfig = map[string]dbus.Variant
+
+func nmGlobalDNS(conn *dbus.Conn) (nmConfig, error) {
+	var config nmConfig
+	err := conn.Object(nmName, nmPath).StoreProperty(nmGlobal, &config)
+	return config, err
+}
+
+// nmServers are the servers for all names ("*") in a global configuration.
+func nmServers(config nmConfig) []string {
+	domains, _ := config["domains"].Value().(map[string]dbus.Variant)
+	all, _ := domains["*"].Value().(map[string]dbus.Variant)
+	servers, _ := all["servers"].Value().([]string)
+	return servers
+}
+
+// networkManagerFree reports whether NetworkManager runs and has no global
+// configuration that an administrator made.
+func networkManagerFree(bus string) bool {
+	free := false
+	_ = onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		if !hasOwner(ctx, conn, nmName) {
+			return nil
+		}
+		config, err := nmGlobalDNS(conn)
+		free = err == nil && len(config) == 0
+		return err
+	})
+	return free
+}
+
+func setNetworkManager(bus string, o op) error {
+	config := nmConfig{"domains": dbus.MakeVariant(map[string]dbus.Variant{
+		"*": dbus.MakeVariant(map[string]dbus.Variant{"servers": dbus.MakeVariant(texts(o.Servers))}),
+	})}
+	if search := settings(o.File.Content, "search"); len(search) > 0 {
+		config["searches"] = dbus.MakeVariant(search)
+	}
+	if options := settings(o.File.Content, "options"); len(options) > 0 {
+		config["options"] = dbus.MakeVariant(options)
+	}
+	return onBus(bus, func(_ context.Context, conn *dbus.Conn) error {
+		if err := conn.Object(nmName, nmPath).SetProperty(nmGlobal, dbus.MakeVariant(config)); err != nil {
+			return fmt.Errorf("set networkmanager's dns: %w", err)
+		}
+		return nil
+	})
+}
+
+func texts(addrs []netip.Addr) []string {
+	var s []string
+	for _, a := range addrs {
+		s = append(s, a.String())
+	}
+	return s
+}
+
+// settings are the words after keyword in a resolv.conf.
+func settings(content []byte, keyword string) []string {
+	var words []string
+	for line := range strings.Lines(string(content)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == keyword {
+			words = append(words, fields[1:]...)
+		}
+	}
+	return words
+}
+
+// revertNetworkManager empties the global configuration if it is still ours. A
+// NetworkManager that does not run keeps it on disk, so that this must fail
+// then and be done by a later start.
+func revertNetworkManager(bus string, o op) error {
+	return onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		if !hasOwner(ctx, conn, nmName) {
+			return errors.New("networkmanager does not run: its dns can be restored once it does")
+		}
+		config, err := nmGlobalDNS(conn)
+		if err != nil {
+			return fmt.Errorf("read networkmanager's dns: %w", err)
+		}
+		if !slices.Equal(nmServers(config), texts(o.Servers)) {
+			return nil
+		}
+		return conn.Object(nmName, nmPath).SetProperty(nmGlobal, dbus.MakeVariant(nmConfig{}))
+	})
+}
+
+func networkManagerPresent(bus string, o op) bool {
+	present := true
+	_ = onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		if !hasOwner(ctx, conn, nmName) {
+			return nil
+		}
+		config, err := nmGlobalDNS(conn)
+		if err == nil {
+			present = slices.Equal(nmServers(config), texts(o.Servers))
+		}
+		return err
+	})
+	return present
+}

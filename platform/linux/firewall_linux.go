@@ -1,0 +1,325 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The nft table keeps connections on the interface they came by:
+//
+//	table inet atlantic {
+//	  set inbound4, inbound6   laddr . lport . raddr . rport
+//	  chain prerouting {       filter, mangle
+//	    iifname != { lo, TUN } fib daddr type local ct state new ct direction original
+//	        (not tcp, or tcp syn)          ct mark set our mark
+//	    ct mark ours                       meta mark set our mark
+//	  }
+//	  chain output {           route, mangle
+//	    meta mark ours                     ct mark set our mark
+//	    in inbound4 or inbound6            ct mark set our mark
+//	    ct mark ours                       meta mark set our mark
+//	  }
+//	}
+//
+// The last rule of prerouting lets strict reverse-path checks see the mark, and
+// sends the replies of containers with published ports where they came from.
+// Only the bits of markMask are written.
+
+const (
+	maxInbound   = 8192 // connections from before `up` that are kept, per family
+	nftChunk     = 256  // set elements in one transaction, which has to fit in a socket buffer
+	nfNew        = expr.CtStateBitNEW
+	dirOriginal  = 0
+	tcpSynMask   = 0x17 // fin, syn, rst, ack
+	tcpSyn       = 0x02
+	tcpFlagsByte = 13
+	reg          = 1
+)
+
+// hasNFT reports whether nftables answers.
+func hasNFT() bool {
+	c, err := nftables.New()
+	if err != nil {
+		return false
+	}
+	_, err = c.ListTablesOfFamily(nftables.TableFamilyINet)
+	return err == nil
+}
+
+func nftPresent() (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == nftTable }), err
+}
+
+// addNFT makes the table in one transaction, with the first connections of the
+// sets; more of them follow. A table of that name is replaced.
+func addNFT(o op) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table := &nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet}
+	c.AddTable(table)
+	c.DelTable(table)
+	c.AddTable(table)
+	inbound := inboundConnections()
+	set4, more4, err := addInboundSet(c, table, "inbound4", nftables.TypeIPAddr, inbound, netip.Addr.Is4)
+	if err != nil {
+		return err
+	}
+	set6, more6, err := addInboundSet(c, table, "inbound6", nftables.TypeIP6Addr, inbound, netip.Addr.Is6)
+	if err != nil {
+		return err
+	}
+	pre := c.AddChain(&nftables.Chain{
+		Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+	})
+	out := c.AddChain(&nftables.Chain{
+		Name: "output", Table: table, Type: nftables.ChainTypeRoute,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityMangle,
+	})
+	rule := func(chain *nftables.Chain, parts ...[]expr.Any) {
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(parts...)})
+	}
+	begins := slices.Concat(notInterface("lo"), notInterface(o.Dev), toThisMachine(), beginsConnection())
+	rule(pre, begins, tcp(expr.CmpOpNeq), setCtMark())
+	rule(pre, begins, tcp(expr.CmpOpEq), tcpIsSyn(), setCtMark())
+	rule(pre, ctMarkIsOurs(), setMetaMark())
+	rule(out, metaMarkIsOurs(), setCtMark())
+	rule(out, inSet(set4, unix.NFPROTO_IPV4), setCtMark())
+	rule(out, inSet(set6, unix.NFPROTO_IPV6), setCtMark())
+	rule(out, ctMarkIsOurs(), setMetaMark())
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("load the nft table: %w", err)
+	}
+	return errors.Join(fillSet(c, set4, more4), fillSet(c, set6, more6))
+}
+
+// fillSet adds elements to a set that is loaded.
+func fillSet(c *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
+	for chunk := range slices.Chunk(elements, nftChunk) {
+		if err := c.SetAddElements(set, chunk); err != nil {
+			return fmt.Errorf("fill set %s: %w", set.Name, err)
+		}
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("fill set %s: %w", set.Name, err)
+		}
+	}
+	return nil
+}
+
+func deleteNFT() error {
+	present, err := nftPresent()
+	if err != nil || !present {
+		return nil // no nftables, no table
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	c.DelTable(&nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet})
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete the nft table: %w", err)
+	}
+	return nil
+}
+
+// addInboundSet adds a set of "laddr . lport . raddr . rport" with the first
+// connections of one family, and returns the elements that did not fit.
+func addInboundSet(c *nftables.Conn, table *nftables.Table, name string, addr nftables.SetDatatype, conns []connection, family func(netip.Addr) bool) (*nftables.Set, []nftables.SetElement, error) {
+	key, err := nftables.ConcatSetType(addr, nftables.TypeInetService, addr, nftables.TypeInetService)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the key of set %s: %w", name, err)
+	}
+	var elements []nftables.SetElement
+	for _, conn := range conns {
+		if family(conn.local.Addr()) && len(elements) < maxInbound {
+			elements = append(elements, nftables.SetElement{Key: conn.key()})
+		}
+	}
+	first := min(len(elements), nftChunk)
+	set := &nftables.Set{Table: table, Name: name, KeyType: key, Concatenation: true}
+	if err := c.AddSet(set, elements[:first]); err != nil {
+		return nil, nil, fmt.Errorf("add set %s: %w", name, err)
+	}
+	return set, elements[first:], nil
+}
+
+// connection is an established TCP connection that somebody opened to us.
+type connection struct{ local, remote netip.AddrPort }
+
+func (c connection) key() []byte {
+	var b []byte
+	for _, ap := range []netip.AddrPort{c.local, c.remote} {
+		b = append(b, ap.Addr().AsSlice()...)
+		b = append(b, byte(ap.Port()>>8), byte(ap.Port()), 0, 0) // fields are padded to 4 bytes
+	}
+	return b
+}
+
+// inboundConnections lists the TCP connections whose local port has a listener:
+// the passive ends. Conntrack may see them for the first time in the middle and
+// would not know who began.
+func inboundConnections() []connection {
+	var all []*netlink.Socket
+	for _, family := range families() {
+		sockets, err := netlink.SocketDiagTCP(uint8(family))
+		if err == nil || errors.Is(err, netlink.ErrDumpInterrupted) {
+			all = append(all, sockets...)
+		}
+	}
+	listening := make(map[uint16]bool)
+	for _, s := range all {
+		if s.State == netlink.TCP_LISTEN {
+			listening[s.ID.SourcePort] = true
+		}
+	}
+	var conns []connection
+	seen := make(map[connection]bool)
+	for _, s := range all {
+		if s.State == netlink.TCP_LISTEN || !listening[s.ID.SourcePort] {
+			continue
+		}
+		local, ok1 := netip.AddrFromSlice(s.ID.Source)
+		remote, ok2 := netip.AddrFromSlice(s.ID.Destination)
+		c := connection{
+			netip.AddrPortFrom(local.Unmap(), s.ID.SourcePort),
+			netip.AddrPortFrom(remote.Unmap(), s.ID.DestinationPort),
+		}
+		if ok1 && ok2 && !local.Unmap().IsLoopback() && !seen[c] {
+			seen[c] = true
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
+
+// listeningPorts are the TCP ports that others can reach.
+func listeningPorts() []uint16 {
+	var ports []uint16
+	for _, family := range families() {
+		sockets, _ := netlink.SocketDiagTCP(uint8(family))
+		for _, s := range sockets {
+			if s.State == netlink.TCP_LISTEN && !s.ID.Source.IsLoopback() {
+				ports = append(ports, s.ID.SourcePort)
+			}
+		}
+	}
+	slices.Sort(ports)
+	ports = slices.Compact(ports)
+	return ports[:min(len(ports), maxListening)]
+}
+
+func be32(v uint32) []byte     { return binaryutil.BigEndian.PutUint32(v) }
+func native32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
+func compare(operation expr.CmpOp, data []byte) expr.Any {
+	return &expr.Cmp{Op: operation, Register: reg, Data: data}
+}
+
+func masked(mask, xor uint32) expr.Any {
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: native32(mask), Xor: native32(xor)}
+}
+
+func notInterface(name string) []expr.Any {
+	data := make([]byte, unix.IFNAMSIZ)
+	copy(data, name)
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, compare(expr.CmpOpNeq, data)}
+}
+
+func toThisMachine() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
+		compare(expr.CmpOpEq, native32(unix.RTN_LOCAL)),
+	}
+}
+
+func beginsConnection() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: reg},
+		masked(nfNew, 0),
+		compare(expr.CmpOpNeq, native32(0)),
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
+		compare(expr.CmpOpEq, []byte{dirOriginal}),
+	}
+}
+
+func tcp(operation expr.CmpOp) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, compare(operation, []byte{unix.IPPROTO_TCP})}
+}
+
+func tcpIsSyn() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: tcpFlagsByte, Len: 1},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 1, Mask: []byte{tcpSynMask}, Xor: []byte{0}},
+		compare(expr.CmpOpEq, []byte{tcpSyn}),
+	}
+}
+
+func ctMarkIsOurs() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg},
+		masked(markMask, 0), compare(expr.CmpOpEq, native32(mark)),
+	}
+}
+
+func metaMarkIsOurs() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
+		masked(markMask, 0), compare(expr.CmpOpEq, native32(mark)),
+	}
+}
+
+func setCtMark() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg},
+		masked(^markMask, mark),
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg, SourceRegister: true},
+	}
+}
+
+func setMetaMark() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
+		masked(^markMask, mark),
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true},
+	}
+}
+
+// inSet matches an outgoing TCP packet of a connection in set. Its fields lie
+// next to each other in the 32-bit registers.
+func inSet(set *nftables.Set, family byte) []expr.Any {
+	source, destination, length := uint32(12), uint32(16), uint32(4)
+	if family == unix.NFPROTO_IPV6 {
+		source, destination, length = 8, 24, 16
+	}
+	words := length / 4
+	first := uint32(unix.NFT_REG32_00)
+	load := func(base expr.PayloadBase, offset, length, register uint32) expr.Any {
+		return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
+	}
+	return slices.Concat(
+		[]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, compare(expr.CmpOpEq, []byte{family})},
+		tcp(expr.CmpOpEq),
+		[]expr.Any{
+			load(expr.PayloadBaseNetworkHeader, source, length, first),
+			load(expr.PayloadBaseTransportHeader, 0, 2, first+words),
+			load(expr.PayloadBaseNetworkHeader, destination, length, first+words+1),
+			load(expr.PayloadBaseTransportHeader, 2, 2, first+2*words+1),
+			&expr.Lookup{SourceRegister: first, SetName: set.Name, SetID: set.ID},
+		},
+	)
+}

@@ -1,0 +1,264 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/platformtest"
+)
+
+func TestConformance(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	defer goleak.VerifyNone(t)
+	m := newMachine(t)
+	platformtest.Run(t, func() platform.Host { return m.open(t) }, m.snapshot)
+}
+
+func TestConformanceWithoutNFT(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	m.sys.noNFT = true
+	for _, name := range []string{"all", "eth0"} {
+		if err := writeSysctl("net/ipv4/conf/"+name+"/rp_filter", "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	platformtest.Run(t, func() platform.Host { return m.open(t) }, m.snapshot)
+}
+
+const (
+	crashEnv    = "ATLANTIC_TEST_CRASH_AT"
+	crashDirEnv = "ATLANTIC_TEST_CRASH_DIR"
+)
+
+func TestCrashChild(t *testing.T) {
+	at, err := strconv.Atoi(os.Getenv(crashEnv))
+	if err != nil {
+		t.Skip("started by TestKilledAnywhere only")
+	}
+	m := crashMachine(os.Getenv(crashDirEnv))
+	n := 0
+	m.sys.fault = func() {
+		if n++; n == at {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+	h := m.open(t)
+	up(t, h)
+	cfg := everything()
+	cfg.LAN = false
+	if err := h.Apply(context.Background(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func crashMachine(dir string) machine {
+	return machine{dir: dir, sys: system{
+		resolvConf: filepath.Join(dir, "etc", "resolv.conf"),
+		bus:        "unix:path=" + filepath.Join(dir, "no-bus"),
+	}}
+}
+
+// CR-01: killed before or after any change, the next start and stop leave the
+// machine as it was before the first.
+func TestKilledAnywhere(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	if err := writeSysctl("net/ipv4/conf/all/rp_filter", "1"); err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t)
+	before := m.snapshot()
+	step := 1
+	if testing.Short() {
+		step = 7
+	}
+	for at := 1; ; at += step {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+		cmd.Env = append(os.Environ(), crashEnv+"="+strconv.Itoa(at), crashDirEnv+"="+m.dir)
+		out, err := cmd.CombinedOutput()
+		killed := errors.As(err, new(*exec.ExitError)) && cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+		if err != nil && !killed {
+			t.Fatalf("at point %d: %v\n%s", at, err, out)
+		}
+		h := m.open(t)
+		if err := h.Close(); err != nil {
+			t.Fatalf("after a kill at point %d: close: %v", at, err)
+		}
+		equalState(t, "after a kill at point "+strconv.Itoa(at), m.snapshot(), before)
+		if t.Failed() {
+			return
+		}
+		if !killed {
+			if at < 100 {
+				t.Errorf("only %d points were reached", at)
+			}
+			t.Logf("%d points", at)
+			return
+		}
+	}
+}
+
+// CR-02: killed again while it recovers.
+func TestKilledDuringRecovery(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	before := m.snapshot()
+	for _, at := range []int{20, 60, 5, 33, 12, 2, 1, 9} { // 20 and 60 while it makes, the others while it undoes
+		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+		cmd.Env = append(os.Environ(), crashEnv+"="+strconv.Itoa(at), crashDirEnv+"="+m.dir)
+		_ = cmd.Run()
+	}
+	h := m.open(t)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	equalState(t, "after kills during recovery", m.snapshot(), before)
+}
+
+// A journal that cannot be used is told, nothing is touched, and Rescue
+// restores the machine by the names of our objects.
+func TestRescueWithDamagedJournal(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	before := m.snapshot()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+	cmd.Env = append(os.Environ(), crashEnv+"=64", crashDirEnv+"="+m.dir)
+	_ = cmd.Run() // everything is made by then
+	if rules := run(t, "ip", "rule"); !strings.Contains(rules, "5330:") {
+		t.Fatalf("the crash left no rules:\n%s", rules)
+	}
+	path := filepath.Join(m.options().StateDir, journalName)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(data), "\n")
+	lines[4] = "garbage\n"
+	writeFile(t, path, strings.Join(lines, ""))
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if _, err := newHost(log, m.options(), m.sys); !errors.Is(err, errJournal) || !strings.Contains(err.Error(), "atlantic rescue") {
+		t.Fatalf("new: %v, want an error that names `atlantic rescue`", err)
+	}
+	if err := rescue(log, m.options(), m.sys); err != nil {
+		t.Fatalf("rescue: %v", err)
+	}
+	// What of resolv.conf the damaged part told is lost; it is the last record.
+	now := m.snapshot()
+	equalState(t, "after rescue", withoutFiles(now), withoutFiles(before))
+	m.open(t).Close()
+}
+
+func withoutFiles(snapshot string) string {
+	lines := strings.Split(snapshot, "\n")
+	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "resolv.conf") }), "\n")
+}
+
+func TestSecondInstanceIsRefused(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	h := m.open(t)
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if _, err := newHost(log, m.options(), m.sys); !errors.Is(err, platform.ErrRunning) {
+		t.Errorf("second: %v, want ErrRunning", err)
+	}
+	if err := rescue(log, m.options(), m.sys); !errors.Is(err, platform.ErrRunning) {
+		t.Errorf("rescue beside a service: %v, want ErrRunning", err)
+	}
+	h.Close()
+	m.open(t).Close()
+}
+
+// CR-05 and CR-06: what others made before or during our time stays.
+func TestForeignObjectsStay(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	for _, line := range []string{
+		"ip rule add pref 5270 lookup 52", "ip route add 100.100.100.100 dev eth0 table 52",
+		"ip rule add pref 5310 to 203.0.113.0/24 lookup main", // between ours
+		"ip rule add pref 32764 lookup main suppress_prefixlength 0",
+		"ip rule add pref 32765 not fwmark 51820 lookup 51820",
+		"ip route add 203.0.113.0/24 dev eth0 table 7891", // even in our table
+		"nft add table inet atlantic-other",
+	} {
+		run(t, strings.Fields(line)...)
+	}
+	before := m.snapshot()
+	h := m.open(t)
+	up(t, h)
+	run(t, "ip", "route", "add", "198.51.100.0/24", "via", "192.168.7.9")
+	run(t, "nft", "add", "table", "ip", "admin")
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "route", "del", "198.51.100.0/24", "via", "192.168.7.9") // fails if it is gone
+	run(t, "nft", "delete", "table", "ip", "admin")
+	equalState(t, "after close", m.snapshot(), before)
+}
+
+func TestAllOrNothing(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	h := m.open(t)
+	cfg := everything()
+	if _, err := h.OpenTUN(platform.TUNConfig{Name: cfg.TUN, MTU: cfg.MTU, Addr4: cfg.Addr4, Addr6: cfg.Addr6}); err != nil {
+		t.Fatal(err)
+	}
+	before := m.snapshot()
+	// The last change fails: a directory in the place of resolv.conf.
+	conf := m.sys.resolvConf
+	if err := os.Rename(conf, conf+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(conf, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Apply(context.Background(), cfg); err == nil {
+		t.Fatal("Apply succeeded with a directory as resolv.conf")
+	}
+	if err := os.Remove(conf); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(conf+".aside", conf); err != nil {
+		t.Fatal(err)
+	}
+	equalState(t, "after a failed Apply", m.snapshot(), before)
+	if err := h.Apply(context.Background(), cfg); err != nil {
+		t.Errorf("Apply after the cause is gone: %v", err)
+	}
+}

@@ -1,0 +1,153 @@
+package linux
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+// everything is the configuration of `atlantic up` with its defaults.
+func everything() platform.NetConfig {
+	return platform.NetConfig{
+		TUN: "atlantic0", MTU: 1500,
+		Addr4: netip.MustParsePrefix("198.18.0.1/15"), Addr6: netip.MustParsePrefix("fd61:746c:616e:7469::1/64"),
+		Default4: true, Default6: true, LAN: true, DNS: []netip.Addr{netip.MustParseAddr("198.18.0.2")},
+	}
+}
+
+func TestPlan(t *testing.T) {
+	lan := []netip.Prefix{netip.MustParsePrefix("192.168.7.0/24"), netip.MustParsePrefix("fd00:7::/64")}
+	tests := []struct {
+		name string
+		cfg  func(*platform.NetConfig)
+		f    facts
+		want string
+	}{
+		{
+			name: "zero", cfg: func(c *platform.NetConfig) { *c = platform.NetConfig{} },
+			f: facts{IPv6: true, NFT: true, LAN: lan},
+		},
+		{
+			name: "everything", f: facts{IPv6: true, NFT: true, LAN: lan, StrictRP: []string{"all"}, DNS: dnsFile},
+			want: `
+nft add table inet atlantic (tun atlantic0)
+sysctl net.ipv4.conf.all.src_valid_mark=1
+ip -4 route add default dev atlantic0 table 7891
+ip -6 route add default dev atlantic0 table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5305 ipproto udp dport 53 lookup 7891
+ip -4 rule add pref 5305 ipproto tcp dport 53 lookup 7891
+ip -4 rule add pref 5310 to 169.254.0.0/16 lookup main
+ip -4 rule add pref 5310 to 224.0.0.0/4 lookup main
+ip -4 rule add pref 5310 to 255.255.255.255/32 lookup main
+ip -4 rule add pref 5311 to 192.168.7.0/24 lookup main
+ip -4 rule add pref 5330 lookup 7891
+ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -6 rule add pref 5305 ipproto udp dport 53 lookup 7891
+ip -6 rule add pref 5305 ipproto tcp dport 53 lookup 7891
+ip -6 rule add pref 5310 to fe80::/10 lookup main
+ip -6 rule add pref 5310 to ff00::/8 lookup main
+ip -6 rule add pref 5311 to fd00:7::/64 lookup main
+ip -6 rule add pref 5330 lookup 7891
+dns file [198.18.0.2] dev atlantic0`,
+		},
+		{
+			name: "no lan, no dns, loose reverse path",
+			cfg:  func(c *platform.NetConfig) { c.LAN, c.DNS = false, nil },
+			f:    facts{IPv6: true, NFT: true, LAN: lan},
+			want: `
+nft add table inet atlantic (tun atlantic0)
+ip -4 route add default dev atlantic0 table 7891
+ip -6 route add default dev atlantic0 table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5330 lookup 7891
+ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -6 rule add pref 5330 lookup 7891`,
+		},
+		{
+			name: "ipv6 left alone", cfg: func(c *platform.NetConfig) { c.Default6, c.LAN, c.DNS = false, false, nil },
+			f: facts{IPv6: true, NFT: true, LAN: lan},
+			want: `
+nft add table inet atlantic (tun atlantic0)
+ip -4 route add default dev atlantic0 table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5330 lookup 7891`,
+		},
+		{
+			name: "no ipv6, no nftables, strict reverse path", cfg: func(c *platform.NetConfig) { c.DNS = nil },
+			f: facts{StrictRP: []string{"all", "eth0"}, Listening: []uint16{22, 443}, LAN: lan},
+			want: `
+sysctl net.ipv4.conf.all.rp_filter=2
+sysctl net.ipv4.conf.eth0.rp_filter=2
+ip -4 route add default dev atlantic0 table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5302 ipproto tcp sport 22 lookup main
+ip -4 rule add pref 5302 ipproto tcp sport 443 lookup main
+ip -4 rule add pref 5310 to 169.254.0.0/16 lookup main
+ip -4 rule add pref 5310 to 224.0.0.0/4 lookup main
+ip -4 rule add pref 5310 to 255.255.255.255/32 lookup main
+ip -4 rule add pref 5311 to 192.168.7.0/24 lookup main
+ip -4 rule add pref 5330 lookup 7891`,
+		},
+		{
+			name: "tun without default routes",
+			cfg:  func(c *platform.NetConfig) { c.Default4, c.Default6, c.DNS = false, false, nil },
+			f:    facts{IPv6: true, NFT: true, LAN: lan},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := everything()
+			if tt.cfg != nil {
+				tt.cfg(&cfg)
+			}
+			var lines []string
+			seen := make(map[string]bool)
+			for _, o := range plan(cfg, tt.f) {
+				if seen[o.String()] {
+					t.Errorf("twice: %s", o)
+				}
+				seen[o.String()] = true
+				lines = append(lines, o.String())
+			}
+			got, want := strings.Join(lines, "\n"), strings.TrimPrefix(tt.want, "\n")
+			if got != want {
+				t.Errorf("operations:\n%s\n--- want\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestPrivateSubnet(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.168.7.2/24":        "192.168.7.0/24",
+		"192.168.0.1/16":        "192.168.0.0/16",
+		"10.1.2.3/16":           "10.1.0.0/16",
+		"10.0.0.1/8":            "", // all of it
+		"10.0.0.1/7":            "",
+		"172.17.0.1/16":         "172.17.0.0/16",
+		"172.32.0.1/16":         "",
+		"172.16.0.1/12":         "",
+		"203.0.113.5/24":        "",
+		"192.168.0.1/15":        "",
+		"0.0.0.0/0":             "",
+		"100.64.1.1/10":         "",
+		"169.254.3.4/16":        "", // a rule of its own
+		"fd00:1:2:3::1/64":      "fd00:1:2:3::/64",
+		"fc00::/7":              "",
+		"2001:db8::1/64":        "",
+		"fe80::1/64":            "",
+		"::ffff:192.168.7.2/24": "",
+	} {
+		p := netip.MustParsePrefix(in)
+		got := ""
+		if s, ok := privateSubnet(ipNet(p)); ok {
+			got = s.String()
+		}
+		if got != want {
+			t.Errorf("privateSubnet(%s) = %q, want %q", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,413 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+const (
+	maxLAN       = 64 // attached subnets that are tracked
+	maxListening = 64 // ports that are excepted without nftables
+	// protoOwn marks our rules and routes (`proto 65` in iproute2's output), so
+	// that those of others between our priorities are never taken for ours.
+	protoOwn = 65
+)
+
+// gather looks at the machine for plan.
+func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
+	f := facts{IPv6: hasIPv6(), StrictRP: h.strictRP(cfg.TUN)}
+	f.NFT = !h.system.noNFT && hasNFT()
+	if !f.NFT {
+		f.Listening = listeningPorts()
+		h.log.Warn("nftables is not available: only listening TCP ports keep their interface", "ports", f.Listening)
+	}
+	var err error
+	if f.LAN, err = attachedSubnets(cfg.TUN); err != nil {
+		return f, fmt.Errorf("list the attached subnets: %w", err)
+	}
+	if len(cfg.DNS) > 0 {
+		f.DNS = h.dnsInForce()
+		if f.DNS == dnsNone {
+			f.DNS = h.detectDNS()
+		}
+	}
+	return f, nil
+}
+
+func hasIPv6() bool {
+	v, err := readSysctl("net/ipv6/conf/all/disable_ipv6")
+	return err == nil && v == "0"
+}
+
+// strictRP lists the interfaces that drop packets whose way back is another
+// interface: strict by their own setting or by that of "all", whichever is
+// greater. Those that we made loose ourselves stay in the list.
+func (h *Host) strictRP(tun string) []string {
+	var names []string
+	for _, e := range h.journal.pending {
+		if e.Op.Kind == opSysctl && strings.HasSuffix(e.Op.Key, "/rp_filter") {
+			names = append(names, filepath.Base(filepath.Dir(e.Op.Key)))
+		}
+	}
+	entries, _ := os.ReadDir("/proc/sys/net/ipv4/conf")
+	for _, e := range entries {
+		name := e.Name()
+		if name == tun || name == "lo" || name == "default" || slices.Contains(names, name) {
+			continue
+		}
+		if v, err := readSysctl("net/ipv4/conf/" + name + "/rp_filter"); err == nil && v == "1" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// attachedSubnets lists the private subnets on the links of this machine,
+// sorted.
+func attachedSubnets(tun string) ([]netip.Prefix, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	usable := make(map[int]bool, len(links))
+	for _, l := range links {
+		a := l.Attrs()
+		usable[a.Index] = a.Name != tun && a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	var lan []netip.Prefix
+	for _, a := range addrs {
+		onLink := a.IPNet
+		if a.Peer != nil {
+			onLink = a.Peer
+		}
+		if p, ok := privateSubnet(onLink); ok && usable[a.LinkIndex] {
+			lan = append(lan, p)
+		}
+	}
+	slices.SortFunc(lan, comparePrefix)
+	lan = slices.Compact(lan)
+	return lan[:min(len(lan), maxLAN)], nil
+}
+
+func comparePrefix(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return a.Bits() - b.Bits()
+}
+
+// privateSubnet is the subnet n if all of it is private (RFC 1918, RFC 4193)
+// and it is narrower than the range itself: a lease that claims all of 10/8, or
+// a public range, does not take traffic out of the TUN (TunnelCrack LocalNet,
+// CVE-2023-36672).
+func privateSubnet(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	ip, ok := netip.AddrFromSlice(n.IP)
+	ones, bits := n.Mask.Size()
+	ip = ip.Unmap()
+	if !ok || bits != ip.BitLen() {
+		return netip.Prefix{}, false
+	}
+	p := netip.PrefixFrom(ip, ones).Masked()
+	for _, r := range []netip.Prefix{
+		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"),
+		netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("fc00::/7"),
+	} {
+		if r.Contains(p.Addr()) {
+			return p, p.Bits() > r.Bits() || (p.Bits() == r.Bits() && p.Bits() == 16)
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// uplinkOf finds the default route of a family in the main table, lowest metric
+// first, and returns the index of its link.
+func uplinkOf(family int, tun string) (index int, ok bool) {
+	filter := &netlink.Route{Table: tableMain}
+	routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return 0, false
+	}
+	best := -1
+	for _, r := range routes {
+		if !isDefault(r.Dst) || r.Type != unix.RTN_UNICAST {
+			continue
+		}
+		i := r.LinkIndex
+		if len(r.MultiPath) > 0 {
+			i = r.MultiPath[0].LinkIndex
+		}
+		if i == 0 || (best >= 0 && r.Priority >= best) {
+			continue
+		}
+		if l, err := netlink.LinkByIndex(i); err == nil && l.Attrs().Name != tun {
+			best, index, ok = r.Priority, i, true
+		}
+	}
+	return index, ok
+}
+
+func isDefault(dst *net.IPNet) bool {
+	if dst == nil {
+		return true
+	}
+	ones, _ := dst.Mask.Size()
+	return ones == 0
+}
+
+// look describes the physical network as it is now.
+func (h *Host) look() platform.NetChange {
+	tun := h.cfg.TUN
+	var c platform.NetChange
+	i4, has4 := uplinkOf(netlink.FAMILY_V4, tun)
+	i6, has6 := uplinkOf(netlink.FAMILY_V6, tun)
+	c.Has4, c.Has6, c.Up = has4, has6, has4 || has6
+	index := i4
+	if !has4 {
+		index = i6
+	}
+	if c.Up {
+		if l, err := netlink.LinkByIndex(index); err == nil {
+			c.Interface = l.Attrs().Name
+		}
+	}
+	lan, err := attachedSubnets(tun)
+	if err != nil {
+		h.log.Warn("cannot list the attached subnets", "error", err)
+	}
+	c.LAN = lan
+	c.DNS = h.formerServers()
+	return c
+}
+
+func netlinkRule(o op) *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family = unix.AF_INET
+	if o.Family == 6 {
+		r.Family = unix.AF_INET6
+	}
+	r.Priority, r.Table, r.Protocol = o.Pref, o.Table, protoOwn
+	if o.Mark {
+		mask := markMask
+		r.Mark, r.Mask = mark, &mask
+	}
+	if o.To.IsValid() {
+		r.Dst = ipNet(o.To)
+	}
+	switch o.Proto {
+	case "tcp":
+		r.IPProto = unix.IPPROTO_TCP
+	case "udp":
+		r.IPProto = unix.IPPROTO_UDP
+	}
+	if o.Sport != 0 {
+		r.Sport = netlink.NewRulePortRange(o.Sport, o.Sport)
+	}
+	if o.Dport != 0 {
+		r.Dport = netlink.NewRulePortRange(o.Dport, o.Dport)
+	}
+	return r
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func addRule(o op) error {
+	if err := netlink.RuleAdd(netlinkRule(o)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+func deleteRule(o op) error {
+	err := netlink.RuleDel(netlinkRule(o))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil
+	}
+	return err
+}
+
+func netlinkRoute(o op, index int) *netlink.Route {
+	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if o.Family == 6 {
+		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return &netlink.Route{
+		LinkIndex: index, Dst: ipNet(dst), Table: o.Table,
+		Scope: netlink.SCOPE_LINK, Protocol: protoOwn,
+	}
+}
+
+func addRoute(o op) error {
+	link, err := netlink.LinkByName(o.Dev)
+	if err != nil {
+		return err
+	}
+	return netlink.RouteReplace(netlinkRoute(o, link.Attrs().Index))
+}
+
+func deleteRoute(o op) error {
+	link, err := netlink.LinkByName(o.Dev)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil // the route went with its device
+	}
+	if err != nil {
+		return err
+	}
+	err = netlink.RouteDel(netlinkRoute(o, link.Attrs().Index))
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// ruleIn reports whether o is among rules.
+func ruleIn(o op, rules []netlink.Rule) bool {
+	want := netlinkRule(o)
+	return slices.ContainsFunc(rules, func(r netlink.Rule) bool {
+		return r.Family == want.Family && r.Priority == want.Priority && r.Table == want.Table &&
+			r.Mark == want.Mark && r.IPProto == want.IPProto &&
+			sameNet(r.Dst, want.Dst) && samePorts(r.Sport, want.Sport) && samePorts(r.Dport, want.Dport)
+	})
+}
+
+func sameNet(a, b *net.IPNet) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.String() == b.String()
+}
+
+func samePorts(a, b *netlink.RulePortRange) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return *a == *b
+}
+
+func routePresent(o op) (bool, error) {
+	index, err := deviceIndex(o.Dev)
+	if err != nil {
+		return false, err
+	}
+	family := netlink.FAMILY_V4
+	if o.Family == 6 {
+		family = netlink.FAMILY_V6
+	}
+	filter := &netlink.Route{Table: o.Table, LinkIndex: index}
+	routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+	return slices.ContainsFunc(routes, func(r netlink.Route) bool { return isDefault(r.Dst) }), err
+}
+
+// ownRules lists the rules that are ours, by protocol number and priority.
+func ownRules() ([]netlink.Rule, error) {
+	var own []netlink.Rule
+	for _, family := range families() {
+		rules, err := netlink.RuleList(family)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			if r.Protocol == protoOwn && r.Priority >= prefMarked && r.Priority <= prefAll {
+				r.Family = family
+				own = append(own, r)
+			}
+		}
+	}
+	return own, nil
+}
+
+// families are those that the kernel has.
+func families() []int {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return []int{unix.AF_INET}
+	}
+	return []int{unix.AF_INET, unix.AF_INET6}
+}
+
+// sweep removes what bears our name, for the case that no journal tells of it.
+func (h *Host) sweep() error {
+	rules, err := ownRules()
+	if err != nil {
+		return fmt.Errorf("list the policy rules: %w", err)
+	}
+	for _, r := range rules {
+		h.log.Warn("removing a rule of ours that no journal knows", "rule", r.String())
+		if err := netlink.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove rule %d: %w", r.Priority, err)
+		}
+	}
+	for _, family := range families() {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: tableOwn}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return fmt.Errorf("list table %d: %w", tableOwn, err)
+		}
+		for _, r := range routes {
+			if r.Protocol != protoOwn {
+				continue
+			}
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove a route of table %d: %w", tableOwn, err)
+			}
+		}
+	}
+	return deleteNFT()
+}
+
+func readSysctl(key string) (string, error) {
+	b, err := os.ReadFile(filepath.Join("/proc/sys", key))
+	if err != nil {
+		return "", fmt.Errorf("read sysctl: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+func writeSysctl(key, value string) error {
+	f, err := os.OpenFile(filepath.Join("/proc/sys", key), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("write sysctl: %w", err)
+	}
+	_, err = f.WriteString(value)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("write sysctl %s: %w", key, err)
+	}
+	return nil
+}
+
+// restoreSysctl writes back what was there, unless somebody has set another
+// value since or the interface is gone.
+func restoreSysctl(o op) error {
+	if o.Was == "" {
+		return nil
+	}
+	now, err := readSysctl(o.Key)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil || now != o.Value {
+		return err
+	}
+	return writeSysctl(o.Key, o.Was)
+}
