@@ -1,0 +1,212 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+)
+
+const (
+	// chunkBytes is what passes through our hands at once. What one read fills
+	// less than that is not worth splicing.
+	chunkBytes = 32 << 10
+	// idleBytes is the buffer that waits where the system cannot say that bytes
+	// have come without one.
+	idleBytes = 2 << 10
+	// halfClosedIdle ends a flow of which one direction is closed and the other
+	// has moved nothing for so long. A flow open both ways may be idle for ever:
+	// TCP keep-alives find out if its ends are gone.
+	halfClosedIdle = 5 * time.Minute
+)
+
+// relay copies between app and up until both directions have ended, and
+// closes both. A FIN on one side becomes a FIN on the other, and the other
+// direction runs on; a reset, or any error, on one side becomes a reset of
+// both. So does the end of ctx.
+func (h *Handler) relay(ctx context.Context, l *live, app, up flow.StreamConn) {
+	stop := context.AfterFunc(ctx, func() {
+		abort(app)
+		abort(up)
+	})
+	defer stop()
+	var half atomic.Bool
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		h.oneWay(&pump{h: h, dst: up, src: app, half: &half, count: l.countUp})
+	}()
+	h.oneWay(&pump{h: h, dst: app, src: up, half: &half, count: func(n int) {
+		l.countDown(n)
+		if l.firstByte.Load() == 0 {
+			h.cameBack(l)
+		}
+	}})
+	wg.Wait()
+	_ = app.Close()
+	_ = up.Close()
+}
+
+// oneWay runs one direction to its end.
+func (h *Handler) oneWay(p *pump) {
+	if err := p.run(); err != nil {
+		abort(p.src)
+		abort(p.dst)
+		return
+	}
+	// If dst is broken the other direction finds out by reading.
+	_ = p.dst.CloseWrite()
+	// What is left is the other direction, from dst to src.
+	p.half.Store(true)
+	limit := time.Now().Add(halfClosedIdle)
+	_ = p.dst.SetReadDeadline(limit)
+	_ = p.src.SetWriteDeadline(limit)
+}
+
+// abort closes c with a reset where it knows how (TCP, HTTP/2 streams).
+func abort(c net.Conn) {
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// pump is one direction of a relay.
+type pump struct {
+	h        *Handler
+	dst, src flow.StreamConn
+	half     *atomic.Bool // the other direction has ended
+	count    func(n int)
+}
+
+// run copies until the end of src (nil) or an error of either side.
+//
+//	both TCP, Linux     read 32 KiB at most; if there was more, splice all that waits
+//	from TCP, Linux     read when there is something to read, without a buffer till then
+//	from a chunk queue  the source writes its chunks itself (HTTP/2 streams)
+//	anything else       a small buffer waits; a large one takes over while it fills
+func (p *pump) run() error {
+	if src, ok := p.src.(*net.TCPConn); ok && canWait {
+		return p.runTCP(src)
+	}
+	if src, ok := p.src.(io.WriterTo); ok {
+		if _, tcp := p.src.(*net.TCPConn); !tcp {
+			_, err := src.WriteTo(p)
+			return err
+		}
+	}
+	return p.runBuffered()
+}
+
+// Write sends to dst and counts.
+func (p *pump) Write(b []byte) (int, error) {
+	n, err := p.dst.Write(b)
+	if n > 0 {
+		p.moved(n)
+	}
+	return n, err
+}
+
+// moved counts n bytes and puts the end of a half-closed flow off.
+func (p *pump) moved(n int) {
+	p.count(n)
+	if p.half.Load() {
+		limit := time.Now().Add(halfClosedIdle)
+		_ = p.src.SetReadDeadline(limit)
+		_ = p.dst.SetWriteDeadline(limit)
+	}
+}
+
+// runTCP copies from a kernel socket. No buffer and no pipe is held while
+// nothing comes: with thousands of idle flows that is what memory and file
+// descriptors would go into.
+func (p *pump) runTCP(src *net.TCPConn) error {
+	r, err := newWaiter(src, &p.h.chunks)
+	if err != nil {
+		return err
+	}
+	dst, splice := p.dst.(*net.TCPConn)
+	for {
+		b, n, err := r.read()
+		if n > 0 {
+			_, err = p.Write(b[:n])
+			p.h.chunks.Put(b)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if n < chunkBytes || !splice {
+			continue
+		}
+		if err := p.splice(dst, src, r); err != nil {
+			return err
+		}
+	}
+}
+
+// splice moves what waits in src inside the kernel, as long as it is much. It
+// asks for no more than is there, so that it never blocks with a pipe in its
+// hands, and the counters stay live.
+func (p *pump) splice(dst, src *net.TCPConn, r *waiter) error {
+	for {
+		waiting := r.waiting()
+		if waiting < chunkBytes {
+			return nil
+		}
+		n, err := dst.ReadFrom(&io.LimitedReader{R: src, N: int64(waiting)})
+		if n > 0 {
+			p.moved(int(n))
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// runBuffered copies from what can only be read with a buffer.
+func (p *pump) runBuffered() error {
+	small := make([]byte, idleBytes)
+	for {
+		n, err := p.src.Read(small)
+		if n > 0 {
+			if _, err := p.Write(small[:n]); err != nil {
+				return err
+			}
+		}
+		if err == nil && n == len(small) {
+			err = p.burst()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// burst copies with a large buffer while reads give much.
+func (p *pump) burst() error {
+	b := p.h.chunks.Get().(*[chunkBytes]byte)
+	defer p.h.chunks.Put(b)
+	for {
+		n, err := p.src.Read(b[:])
+		if n > 0 {
+			if _, err := p.Write(b[:n]); err != nil {
+				return err
+			}
+		}
+		if err != nil || n < idleBytes {
+			return err
+		}
+	}
+}

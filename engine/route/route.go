@@ -1,0 +1,288 @@
+// Package route carries flows: it decides by the rules where each one goes,
+// dials, and copies bytes both ways until both ends are done.
+//
+//	Flow ─► decide ─┬─ block ──────────────────────────► Reject
+//	  fake → name   ├─ port 53 from the TUN ───────────► DNS
+//	  rules, LAN    └─ auto, via, direct ─► DialStream ─► Accept ─► relay
+//	                                        DialPackets ─► one association per
+//	                                                       path and app socket
+//
+// The upstream is dialled before the app's handshake is completed, so that a
+// dead target looks dead: the app sees a refusal, never silence.
+//
+// Where both ends of a stream are kernel sockets the bytes are spliced; see
+// relay.go. Counters are lock-free and live while a flow runs.
+//
+// engine imports this; it imports rules, upstream and flow.
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/rules"
+	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
+)
+
+// UDPPolicy says what becomes of UDP that no rule sends elsewhere.
+type UDPPolicy uint8
+
+const (
+	// UDPAuto: through the upstream if it carries UDP. Otherwise every datagram
+	// is refused at once, so that browsers leave QUIC for TCP; none leaks.
+	UDPAuto   UDPPolicy = iota
+	UDPBlock            // refused
+	UDPDirect           // straight to the target
+)
+
+// Options are what a Handler works with. Current and Direct must be set.
+type Options struct {
+	Rules   *rules.Set                                           // nil: everything is Auto
+	Current func() *upstream.Upstream                            // carries Auto; may change between flows; never returns nil
+	Named   func(name string) *upstream.Upstream                 // nil if there is none of that name
+	Direct  *upstream.Upstream                                   // carries Direct
+	UDP     UDPPolicy                                            //
+	Local   func(netip.Addr) bool                                // is in a network this machine is attached to: direct, unless a rule says otherwise; may be nil
+	Resolve func(netip.Addr) (name string, fake bool)            // of a fake address, or one that a name was seen to have; may be nil
+	DNS     flow.Handler                                         // gets flows to port 53 that came by the TUN; may be nil
+	Blocked func() bool                                          // true: everything but DNS is refused; may be nil
+	Process func(network string, src, dst netip.AddrPort) string // path of the program that owns a socket; may be nil
+	// Observe is told the outcome of each dial, err nil on success. It must not
+	// block. It is not called for dials that the app or we gave up. May be nil.
+	Observe func(u *upstream.Upstream, err error)
+	Log     *slog.Logger // nil: silent
+}
+
+// Counters are totals since New, but for Open.
+type Counters struct {
+	Open                 int64  // flows now
+	Total                uint64 // flows that came
+	Refused              uint64 // of these, not carried because the upstream or the target did not take them
+	Blocked              uint64 // not carried because of a rule, the UDP policy or Blocked
+	Up, Down             uint64 // payload bytes through upstreams
+	DirectUp, DirectDown uint64 // payload bytes straight to targets
+	UDPBlocked           uint64 // datagrams not sent because the upstream carries no UDP, or the policy or a rule forbids it
+	Reused               uint64 // flows without a new TCP or TLS handshake
+}
+
+// Handler is the flow.Handler behind all inbound sides.
+type Handler struct {
+	opts Options
+
+	open                    atomic.Int64
+	total, refused, blocked atomic.Uint64
+	udpBlocked, reused      atomic.Uint64
+	viaBytes, directBytes   traffic
+	added, firstByte        histogram
+	live                    sync.Map // uint64 ID → *live
+	errs                    lastErrors
+	chunks, datagrams       sync.Pool // *[chunkBytes]byte, *[datagramBytes]byte
+}
+
+// traffic counts payload bytes.
+type traffic struct{ up, down atomic.Uint64 }
+
+// New makes a Handler. It starts nothing.
+func New(o Options) *Handler {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	h := &Handler{opts: o}
+	h.chunks.New = func() any { return new([chunkBytes]byte) }
+	h.datagrams.New = func() any { return new([datagramBytes]byte) }
+	return h
+}
+
+// Counters is a snapshot; its fields are read one after the other.
+func (h *Handler) Counters() Counters {
+	return Counters{
+		Open: h.open.Load(), Total: h.total.Load(), Refused: h.refused.Load(), Blocked: h.blocked.Load(),
+		Up: h.viaBytes.up.Load(), Down: h.viaBytes.down.Load(),
+		DirectUp: h.directBytes.up.Load(), DirectDown: h.directBytes.down.Load(),
+		UDPBlocked: h.udpBlocked.Load(), Reused: h.reused.Load(),
+	}
+}
+
+// Latency gives p50, p95 and p99 in milliseconds, zero if nothing was
+// measured: added is from a flow's arrival to the start of its dial, firstByte
+// to the first byte that came back.
+func (h *Handler) Latency() (added, firstByte [3]float64) {
+	return h.added.percentiles(), h.firstByte.percentiles()
+}
+
+// LastError says why the last failed flow to host failed, "" if none is
+// remembered. A success forgets it.
+func (h *Handler) LastError(host string) string { return h.errs.get(host) }
+
+// HandleStream implements flow.Handler.
+func (h *Handler) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending) {
+	h.total.Add(1)
+	h.open.Add(1)
+	defer h.open.Add(-1)
+	if h.isDNS(f.Inbound, f.Dst.Port()) {
+		h.opts.DNS.HandleStream(ctx, f, p)
+		return
+	}
+	d := h.decide(f, f.Target)
+	if d.u == nil {
+		h.count(d)
+		p.Reject(d.reason)
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l := h.track(f, d, cancel)
+	defer h.live.Delete(f.ID)
+	up := h.dial(ctx, l, p)
+	if up == nil {
+		return
+	}
+	app, err := p.Accept()
+	if err != nil {
+		abort(up)
+		h.opts.Log.Debug("app went away before its flow was set up", "flow", f.ID, "error", err)
+		return
+	}
+	h.relay(ctx, l, app, up)
+}
+
+// dial connects to the flow's target; on failure it has refused the app and
+// returns nil.
+func (h *Handler) dial(ctx context.Context, l *live, p flow.Pending) flow.StreamConn {
+	h.added.add(time.Since(l.flow.Start))
+	var tr upstream.Trace
+	c, err := l.u.DialStream(upstream.WithTrace(ctx, &tr), l.flow.Target, nil)
+	l.trace.Store(&tr)
+	h.outcome(ctx, l.u, l.flow.Target.Host(), err)
+	if err != nil {
+		h.refused.Add(1)
+		h.opts.Log.Debug("flow failed", "flow", l.flow.ID, "via", l.via, "error", err)
+		p.Reject(reasonOf(err))
+		return nil
+	}
+	if tr.Reused {
+		h.reused.Add(1)
+	}
+	return c
+}
+
+// outcome tells those who want to know how a dial ended.
+func (h *Handler) outcome(ctx context.Context, u *upstream.Upstream, host string, err error) {
+	if err != nil && ctx.Err() != nil {
+		return
+	}
+	if h.opts.Observe != nil {
+		h.opts.Observe(u, err)
+	}
+	if err == nil {
+		h.errs.forget(host)
+		return
+	}
+	text := err.Error()
+	var e *upstream.Error
+	if errors.As(err, &e) && e.Hint != "" {
+		text += " (" + e.Hint + ")"
+	}
+	h.errs.put(host, text)
+}
+
+func reasonOf(err error) flow.Reason {
+	var e *upstream.Error
+	if errors.As(err, &e) && e.Reason != 0 {
+		return e.Reason
+	}
+	return flow.Unreachable
+}
+
+// decision is where a flow goes, or why it does not.
+type decision struct {
+	u       *upstream.Upstream // nil: not carried
+	target  flow.Target
+	verdict flow.Verdict
+	process string
+	took    time.Duration
+	reason  flow.Reason // if u is nil
+	blocked bool        // if u is nil: by a rule or Blocked, not for want of a way
+}
+
+func (h *Handler) count(d decision) {
+	if d.blocked {
+		h.blocked.Add(1)
+		return
+	}
+	h.refused.Add(1)
+	h.errs.put(d.target.Host(), d.verdict.Rule)
+}
+
+// decide finds the way for one target of f.
+func (h *Handler) decide(f flow.Flow, t flow.Target) decision {
+	begin := time.Now()
+	d := decision{target: t}
+	q := rules.Query{Network: f.Network, Name: t.Name, Addr: t.Addr, Port: t.Port}
+	if t.Addr.IsValid() && h.opts.Resolve != nil {
+		name, fake := h.opts.Resolve(t.Addr)
+		if q.Name == "" {
+			q.Name = name
+		}
+		if fake {
+			// Only what the app's own resolver gave out leads anywhere.
+			if q.Name == "" {
+				d.reason = flow.Unreachable
+				d.verdict.Rule = fmt.Sprintf("the fake address %v is not known any more: look the name up again", t.Addr)
+				return d
+			}
+			q.Addr = netip.Addr{}
+			d.target = flow.Target{Name: q.Name, Port: t.Port}
+		}
+	}
+	if h.opts.Blocked != nil && h.opts.Blocked() {
+		d.reason, d.blocked = flow.Forbidden, true
+		return d
+	}
+	if h.opts.Process != nil && h.opts.Rules.NeedsProcess() {
+		d.process = h.opts.Process(f.Network.String(), f.Src, f.Dst)
+		q.Process = d.process
+	}
+	d.verdict = h.opts.Rules.Match(q)
+	h.choose(&d, q)
+	d.took = time.Since(begin)
+	return d
+}
+
+// choose turns the verdict into an upstream.
+func (h *Handler) choose(d *decision, q rules.Query) {
+	local := d.verdict.Rule == "default" && q.Addr.IsValid() && h.opts.Local != nil && h.opts.Local(q.Addr)
+	if local {
+		d.verdict = flow.Verdict{Kind: flow.Direct, Rule: "local network"}
+	}
+	switch d.verdict.Kind {
+	case flow.Direct:
+		d.u = h.opts.Direct
+	case flow.Block:
+		d.reason, d.blocked = flow.Forbidden, true
+	case flow.Via:
+		if h.opts.Named != nil {
+			d.u = h.opts.Named(d.verdict.Upstream)
+		}
+		if d.u == nil {
+			d.reason = flow.Forbidden
+			d.verdict.Rule += fmt.Sprintf(": there is no upstream %q", d.verdict.Upstream)
+		}
+	default:
+		d.u = h.opts.Current()
+	}
+}
+
+// isDNS: apps' own queries, to whatever server, are answered by us.
+func (h *Handler) isDNS(in flow.Inbound, port uint16) bool {
+	return h.opts.DNS != nil && in == flow.TUN && port == 53
+}
+
+var _ flow.Handler = (*Handler)(nil)

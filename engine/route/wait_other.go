@@ -1,0 +1,20 @@
+//go:build !linux
+
+package route
+
+import (
+	"errors"
+	"net"
+	"sync"
+)
+
+// Without readiness that can be waited for, relays use small buffers.
+const canWait = false
+
+type waiter struct{}
+
+func newWaiter(*net.TCPConn, *sync.Pool) (*waiter, error) { return nil, errors.ErrUnsupported }
+
+func (*waiter) read() (*[chunkBytes]byte, int, error) { return nil, 0, errors.ErrUnsupported }
+
+func (*waiter) waiting() int { return 0 }
