@@ -1,0 +1,334 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	fakeTTL     = 1  // seconds: the mapping may outlive it, apps' caches should not
+	negativeTTL = 60 // seconds, of negative answers made here
+	ourUDPSize  = 1232
+)
+
+// Answer answers one packed query. It blocks at most 5 s, and not at all for
+// what is answered here; failing servers give SERVFAIL, not an error. The
+// error tells that no answer may be sent, since query is not a query.
+func (s *Server) Answer(ctx context.Context, query []byte, overTCP bool) ([]byte, error) {
+	reply, q, err := s.fast(query, overTCP)
+	if q == nil {
+		return reply, err
+	}
+	return s.slow(ctx, q), nil
+}
+
+// request is a query that must be asked elsewhere.
+type request struct {
+	msg   *dns.Msg
+	limit int // bytes of the reply
+	local bool
+}
+
+// fast answers without waiting. If it cannot, it returns the request for slow.
+func (s *Server) fast(query []byte, overTCP bool) ([]byte, *request, error) {
+	if len(query) < 12 || query[2]&0x80 != 0 {
+		return nil, nil, errIgnored
+	}
+	if opcode := query[2] >> 3 & 0xf; opcode != dns.OpcodeQuery {
+		return header(query, dns.RcodeNotImplemented), nil, nil
+	}
+	m := new(dns.Msg)
+	if query[4] != 0 || query[5] != 1 || m.Unpack(query) != nil || len(m.Question) != 1 {
+		return header(query, dns.RcodeFormatError), nil, nil
+	}
+	limit := dns.MaxMsgSize
+	opt := m.IsEdns0()
+	if !overTCP {
+		limit = dns.MinMsgSize
+		if opt != nil {
+			limit = min(max(int(opt.UDPSize()), dns.MinMsgSize), 4096)
+		}
+	}
+	r := s.route(m)
+	if r == nil {
+		return nil, &request{m, limit, s.isLocal(m.Question[0])}, nil
+	}
+	return pack(m, r, limit), nil, nil
+}
+
+// header is a reply without sections, of a query that was not understood.
+func header(query []byte, rcode byte) []byte {
+	b := make([]byte, 12)
+	copy(b, query[:4])
+	b[2] = b[2]&0x79 | 0x80 // QR; keep opcode and RD
+	b[3] = 0x80 | rcode     // RA
+	return b
+}
+
+// pack finishes a reply to q: EDNS as asked, cut to limit bytes.
+func pack(q, r *dns.Msg, limit int) []byte {
+	if opt := q.IsEdns0(); opt != nil {
+		o := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
+		o.SetUDPSize(ourUDPSize)
+		if opt.Do() {
+			o.SetDo()
+		}
+		r.Extra = append(r.Extra, o)
+	}
+	if len(r.Answer)+len(r.Ns) > 1 {
+		r.Compress = true
+	}
+	if r.Compress || limit < dns.MaxMsgSize {
+		r.Truncate(limit)
+	}
+	b, err := r.Pack()
+	if err != nil || len(b) > limit {
+		fail := new(dns.Msg)
+		fail.SetRcode(q, dns.RcodeServerFailure)
+		b, _ = fail.Pack()
+	}
+	return b
+}
+
+// route answers what needs no other server; nil means that it does.
+func (s *Server) route(m *dns.Msg) *dns.Msg {
+	q := m.Question[0]
+	r := new(dns.Msg)
+	r.SetReply(m)
+	r.RecursionAvailable = true
+	if opt := m.IsEdns0(); opt != nil && opt.Version() != 0 {
+		r.Rcode = dns.RcodeBadVers
+		return r
+	}
+	name := canonical(q.Name)
+	switch {
+	case q.Qclass != dns.ClassINET:
+		r.Rcode = dns.RcodeRefused
+	case q.Qtype == dns.TypeANY: // RFC 8482 section 4.2
+		r.Answer = []dns.RR{&dns.HINFO{Hdr: rrHeader(q, dns.TypeHINFO, 3600), Cpu: "RFC8482"}}
+	case q.Qtype == dns.TypeAXFR || q.Qtype == dns.TypeIXFR || q.Qtype >= 128 && q.Qtype < 256:
+		r.Rcode = dns.RcodeRefused // meta types: transfers, TSIG …
+	case under(name, "localhost"): // RFC 6761 section 6.3
+		address(r, q, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), negativeTTL)
+	case under(name, "invalid"), under(name, "onion"), // RFC 6761 section 6.4, RFC 7686
+		under(name, "use-application-dns.net"), // so that browsers leave DNS to us
+		under(name, "resolver.arpa"):           // RFC 9462: and systems too
+		nothing(r, dns.RcodeNameError)
+	case q.Qtype == dns.TypePTR && s.pointer(r, q, name):
+	case s.isLocal(q) && s.opt.Local == nil:
+		nothing(r, dns.RcodeNameError)
+	case s.opt.Mode == FakeIP && !s.isLocal(q) && isHostName(name):
+		return s.fakeAnswer(r, q, name)
+	default:
+		return nil
+	}
+	return r
+}
+
+// fakeAnswer answers what leads to a connection; nil for other types.
+func (s *Server) fakeAnswer(r *dns.Msg, q dns.Question, name string) *dns.Msg {
+	switch q.Qtype {
+	case dns.TypeA, dns.TypeAAAA:
+		slot, isNew, ok := s.fake.slot(name)
+		if !ok {
+			r.Rcode = dns.RcodeServerFailure
+			return r
+		}
+		if isNew {
+			s.changed()
+		}
+		var a4, a6 netip.Addr
+		if s.fake.p4.IsValid() {
+			a4 = s.fake.addr4(slot)
+		}
+		if s.fake.p6.IsValid() {
+			a6 = s.fake.addr6(slot)
+		}
+		address(r, q, a4, a6, fakeTTL)
+	case dns.TypeHTTPS, dns.TypeSVCB: // their address hints would lead past us
+		nothing(r, dns.RcodeSuccess)
+	default:
+		return nil
+	}
+	return r
+}
+
+// address answers A and AAAA; an invalid address and other types are no data.
+func address(r *dns.Msg, q dns.Question, a4, a6 netip.Addr, ttl uint32) {
+	switch {
+	case q.Qtype == dns.TypeA && a4.IsValid():
+		r.Answer = []dns.RR{&dns.A{Hdr: rrHeader(q, dns.TypeA, ttl), A: a4.AsSlice()}}
+	case q.Qtype == dns.TypeAAAA && a6.IsValid():
+		r.Answer = []dns.RR{&dns.AAAA{Hdr: rrHeader(q, dns.TypeAAAA, ttl), AAAA: a6.AsSlice()}}
+	default:
+		nothing(r, dns.RcodeSuccess)
+	}
+}
+
+// nothing makes a negative answer that resolvers may cache (RFC 2308).
+func nothing(r *dns.Msg, rcode int) {
+	r.Rcode = rcode
+	r.Ns = []dns.RR{&dns.SOA{
+		Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: negativeTTL},
+		Ns:  "localhost.", Mbox: "nobody.invalid.", Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: negativeTTL,
+	}}
+}
+
+func rrHeader(q dns.Question, rrtype uint16, ttl uint32) dns.RR_Header {
+	return dns.RR_Header{Name: q.Name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
+}
+
+// pointer answers PTR of addresses that only we know; false means that it is
+// not one.
+func (s *Server) pointer(r *dns.Msg, q dns.Question, name string) bool {
+	a, ok := reverseAddr(name)
+	switch {
+	case !ok:
+		return false
+	case a.IsLoopback():
+		r.Answer = []dns.RR{&dns.PTR{Hdr: rrHeader(q, dns.TypePTR, negativeTTL), Ptr: "localhost."}}
+		return true
+	case !s.fake.contains(a):
+		return false
+	}
+	if host := s.fake.name(a); host != "" {
+		r.Answer = []dns.RR{&dns.PTR{Hdr: rrHeader(q, dns.TypePTR, fakeTTL), Ptr: host + "."}}
+	} else {
+		nothing(r, dns.RcodeNameError)
+	}
+	return true
+}
+
+// isLocal says whether only the machine's own resolvers can know the name.
+func (s *Server) isLocal(q dns.Question) bool {
+	name := canonical(q.Name)
+	if name == "" {
+		return false
+	}
+	if !strings.Contains(name, ".") {
+		return q.Qtype != dns.TypeNS && q.Qtype != dns.TypeSOA && q.Qtype != dns.TypeDS && q.Qtype != dns.TypeDNSKEY
+	}
+	for _, zone := range []string{"local", "home.arpa", "lan", "internal"} {
+		if under(name, zone) {
+			return true
+		}
+	}
+	a, ok := reverseAddr(name)
+	return ok && (a.IsPrivate() || a.IsLinkLocalUnicast())
+}
+
+// slow asks the servers, through the cache.
+func (s *Server) slow(ctx context.Context, q *request) []byte {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	ask := s.opt.Exchange
+	if q.local {
+		ask = s.opt.Local
+	}
+	r, err := s.cache.get(ctx, q, func(ctx context.Context) (*dns.Msg, error) {
+		r, err := exchange(ctx, ask, q.msg)
+		if err == nil && !q.local {
+			s.filter(r)
+		}
+		return r, err
+	})
+	out := new(dns.Msg)
+	out.SetReply(q.msg)
+	out.RecursionAvailable = true
+	if err != nil {
+		s.opt.Log.Debug("dns: no answer", "name", q.msg.Question[0].Name, "err", err)
+		out.Rcode = dns.RcodeServerFailure
+		return pack(q.msg, out, q.limit)
+	}
+	out.Rcode, out.AuthenticatedData = r.Rcode&0xf, r.AuthenticatedData
+	out.Answer, out.Ns, out.Extra = r.Answer, r.Ns, withoutOPT(r.Extra)
+	if !q.local && s.opt.Mode == Real {
+		s.remember(out)
+	}
+	return pack(q.msg, out, q.limit)
+}
+
+// exchange asks by a fresh query, and trusts only an answer to that one.
+func exchange(ctx context.Context, ask func(context.Context, []byte) ([]byte, error), m *dns.Msg) (*dns.Msg, error) {
+	q := new(dns.Msg)
+	q.Id = dns.Id()
+	q.RecursionDesired = true
+	q.CheckingDisabled = m.CheckingDisabled
+	q.Question = m.Question
+	opt := m.IsEdns0()
+	q.SetEdns0(ourUDPSize, opt != nil && opt.Do())
+	b, err := q.Pack()
+	if err != nil {
+		return nil, err
+	}
+	if b, err = ask(ctx, b); err != nil {
+		return nil, err
+	}
+	r := new(dns.Msg)
+	if err := r.Unpack(b); err != nil {
+		return nil, err
+	}
+	if !answers(q, r) {
+		return nil, errors.New("the answer is to another question")
+	}
+	if r.Rcode != dns.RcodeSuccess && r.Rcode != dns.RcodeNameError {
+		return nil, errors.New("the server says " + dns.RcodeToString[r.Rcode])
+	}
+	return r, nil
+}
+
+// answers says whether r is a reply to q (RFC 5452 section 9.1).
+func answers(q, r *dns.Msg) bool {
+	return r.Response && r.Id == q.Id && len(r.Question) == 1 && len(q.Question) == 1 &&
+		r.Question[0].Qtype == q.Question[0].Qtype && r.Question[0].Qclass == q.Question[0].Qclass &&
+		strings.EqualFold(r.Question[0].Name, q.Question[0].Name)
+}
+
+// filter drops addresses that no public name may lead to: a page could reach
+// the user's own machines by them (DNS rebinding), or the fake range.
+func (s *Server) filter(r *dns.Msg) {
+	kept := r.Answer[:0]
+	for _, rr := range r.Answer {
+		if a, ok := addrOf(rr); ok && (a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || s.fake.contains(a)) {
+			s.opt.Log.Debug("dns: dropped a private address of a public name", "name", rr.Header().Name, "addr", a)
+			continue
+		}
+		kept = append(kept, rr)
+	}
+	r.Answer = kept
+}
+
+func (s *Server) remember(r *dns.Msg) {
+	name := canonical(r.Question[0].Name)
+	for _, rr := range r.Answer {
+		if a, ok := addrOf(rr); ok && isHostName(name) {
+			s.real.add(a, name, time.Duration(rr.Header().Ttl)*time.Second)
+		}
+	}
+}
+
+func addrOf(rr dns.RR) (netip.Addr, bool) {
+	var ip []byte
+	switch rr := rr.(type) {
+	case *dns.A:
+		ip = rr.A
+	case *dns.AAAA:
+		ip = rr.AAAA
+	}
+	a, ok := netip.AddrFromSlice(ip)
+	return a.Unmap(), ok
+}
+
+func withoutOPT(in []dns.RR) (out []dns.RR) {
+	for _, rr := range in {
+		if rr.Header().Rrtype != dns.TypeOPT {
+			out = append(out, rr)
+		}
+	}
+	return out
+}
