@@ -130,38 +130,34 @@ func (s *Server) serveAddr(a netip.Addr) error {
 }
 
 func (s *Server) serveHTTP(a netip.Addr) error {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	srv := &http.Server{
-		Handler:   s.handler(),
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{s.opt.Cert}},
-		Protocols: protocols,
-		ErrorLog:  slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			if state == http.StateNew {
-				s.Counters.TCP.Add(1)
-			}
-		},
-	}
+	// A Server each: http.Server sets HTTP/2 up once, for its first listener.
 	for _, port := range []uint16{80, 443} {
+		srv := &http.Server{
+			Handler:   s.handler(),
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{s.opt.Cert}},
+			ErrorLog:  slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
+			ConnState: func(_ net.Conn, state http.ConnState) {
+				if state == http.StateNew {
+					s.Counters.TCP.Add(1)
+				}
+			},
+		}
 		ln, err := s.listen(a, port)
 		if err != nil {
 			return err
 		}
+		serve := srv.Serve
+		if port == 443 {
+			serve = func(ln net.Listener) error { return srv.ServeTLS(ln, "", "") }
+		}
 		s.group.Go(func() error {
-			serve := srv.Serve
-			if port == 443 {
-				serve = func(ln net.Listener) error { return srv.ServeTLS(ln, "", "") }
+			if err := serve(ln); !s.closing() {
+				return err
 			}
-			err := serve(ln)
-			if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
+			return nil
 		})
+		s.closers = append(s.closers, srv.Close)
 	}
-	s.closers = append(s.closers, srv.Close)
 	return nil
 }
 

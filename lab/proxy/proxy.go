@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -129,13 +130,13 @@ func (p *Proxy) is(f Fault) bool { return Fault(p.fault.Load()) == f }
 // Addr is where the proxy listens.
 func (p *Proxy) Addr() netip.AddrPort { return p.ln.Addr().(*net.TCPAddr).AddrPort() }
 
-// URL is the proxy as users write it, credentials included.
+// URL is the proxy as users write it, with percent-encoded credentials.
 func (p *Proxy) URL() string {
-	user := ""
+	u := url.URL{Scheme: string(p.opt.Scheme), Host: p.Addr().String()}
 	if p.opt.User != "" {
-		user = p.opt.User + ":" + p.opt.Password + "@"
+		u.User = url.UserPassword(p.opt.User, p.opt.Password)
 	}
-	return fmt.Sprintf("%s://%s%s", p.opt.Scheme, user, p.Addr())
+	return u.String()
 }
 
 // CutAll closes every open connection, as a restart of the proxy would.
