@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,7 +46,8 @@ type family struct {
 	closed fifo[*tcpFlow]   // guarded by mu; in TIME_WAIT, oldest first
 }
 
-func newFamily(device string, prefix netip.Prefix) (*family, error) {
+// newFamily makes a family that has no listener yet.
+func newFamily(prefix netip.Prefix) (*family, error) {
 	ip := prefix.Addr()
 	f := &family{v6: ip.Is6(), tun: addrOf(ip), prefix: prefix.Masked(), peer0: addrOf(prefix.Masked().Addr())}
 	limit := 24
@@ -66,6 +66,12 @@ func newFamily(device string, prefix netip.Prefix) (*family, error) {
 	if prefix.Bits() > limit {
 		return nil, fmt.Errorf("tun prefix %v is too small: want /%d or shorter", prefix, limit)
 	}
+	return f, nil
+}
+
+// listen opens the listener that translated connections reach; device is the
+// TUN's name.
+func (f *family) listen(device string) error {
 	lc := net.ListenConfig{
 		Control: bindToDevice(device),
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle,
@@ -76,13 +82,13 @@ func newFamily(device string, prefix netip.Prefix) (*family, error) {
 	if f.v6 {
 		network = "tcp6"
 	}
-	l, err := lc.Listen(context.Background(), network, net.JoinHostPort(ip.String(), strconv.Itoa(0)))
+	l, err := lc.Listen(context.Background(), network, net.JoinHostPort(f.tun.netip().String(), "0"))
 	if err != nil {
-		return nil, fmt.Errorf("listen for translated connections: %w", err)
+		return fmt.Errorf("listen for translated connections: %w", err)
 	}
 	f.listener = l.(*net.TCPListener)
 	f.port = uint16(f.listener.Addr().(*net.TCPAddr).Port)
-	return f, nil
+	return nil
 }
 
 // carries reports whether a packet may pass at all. What it refuses is dropped

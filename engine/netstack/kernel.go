@@ -65,26 +65,15 @@ func newKernel(o Options, queues []platform.Queue) (*kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("name of the tun device: %w", err)
 	}
-	k := &kernel{
-		device: o.Device, queues: queues, handler: o.Handler, log: o.Log,
-		mtu: max(o.MTU, 1280), start: time.Now(),
-		tcp: newTable[tcpFlow](), udp: newTable[udpSession](),
-		queued: budget{max: queueBytes}, done: make(chan struct{}),
+	k, err := newTranslator(o)
+	if err != nil {
+		return nil, err
 	}
-	k.frags.pool = &k.pool
-	for _, prefix := range []netip.Prefix{o.Addr4, o.Addr6} {
-		if !prefix.IsValid() {
-			continue
-		}
-		f, err := newFamily(name, prefix)
-		if err != nil {
+	k.device, k.queues = o.Device, queues
+	for _, f := range k.families() {
+		if err := f.listen(name); err != nil {
 			k.closeListeners()
 			return nil, err
-		}
-		if f.v6 {
-			k.v6 = f
-		} else {
-			k.v4 = f
 		}
 	}
 	k.close = sync.OnceValue(func() error {
@@ -94,6 +83,31 @@ func newKernel(o Options, queues []platform.Queue) (*kernel, error) {
 		}
 		return nil
 	})
+	return k, nil
+}
+
+// newTranslator makes a kernel without device, queues and listeners.
+func newTranslator(o Options) (*kernel, error) {
+	k := &kernel{
+		handler: o.Handler, log: o.Log, mtu: max(o.MTU, 1280), start: time.Now(),
+		tcp: newTable[tcpFlow](), udp: newTable[udpSession](),
+		queued: budget{max: queueBytes}, done: make(chan struct{}),
+	}
+	k.frags.pool = &k.pool
+	for _, prefix := range []netip.Prefix{o.Addr4, o.Addr6} {
+		if !prefix.IsValid() {
+			continue
+		}
+		f, err := newFamily(prefix)
+		if err != nil {
+			return nil, err
+		}
+		if f.v6 {
+			k.v6 = f
+		} else {
+			k.v4 = f
+		}
+	}
 	return k, nil
 }
 
@@ -109,7 +123,9 @@ func (k *kernel) families() []*family {
 
 func (k *kernel) closeListeners() {
 	for _, f := range k.families() {
-		f.listener.Close()
+		if f.listener != nil {
+			f.listener.Close()
+		}
 	}
 }
 
