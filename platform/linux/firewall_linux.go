@@ -20,6 +20,7 @@ import (
 //	  chain prerouting {       filter, mangle
 //	    iifname != { lo, TUN } fib daddr type local ct state new ct direction original
 //	        (not tcp, or tcp syn)          ct mark set our mark
+//	    in inbound4 or inbound6            ct mark set our mark
 //	    ct mark ours                       meta mark set our mark
 //	  }
 //	  chain output {           route, mangle
@@ -97,10 +98,12 @@ func addNFT(o op) error {
 	begins := slices.Concat(notInterface("lo"), notInterface(o.Dev), toThisMachine(), beginsConnection())
 	rule(pre, begins, tcp(expr.CmpOpNeq), setCtMark())
 	rule(pre, begins, tcp(expr.CmpOpEq), tcpIsSyn(), setCtMark())
+	rule(pre, inSet(set4, unix.NFPROTO_IPV4, true), setCtMark())
+	rule(pre, inSet(set6, unix.NFPROTO_IPV6, true), setCtMark())
 	rule(pre, ctMarkIsOurs(), setMetaMark())
 	rule(out, metaMarkIsOurs(), setCtMark())
-	rule(out, inSet(set4, unix.NFPROTO_IPV4), setCtMark())
-	rule(out, inSet(set6, unix.NFPROTO_IPV6), setCtMark())
+	rule(out, inSet(set4, unix.NFPROTO_IPV4, false), setCtMark())
+	rule(out, inSet(set6, unix.NFPROTO_IPV6, false), setCtMark())
 	rule(out, ctMarkIsOurs(), setMetaMark())
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("load the nft table: %w", err)
@@ -223,7 +226,6 @@ func listeningPorts() []uint16 {
 	return ports[:min(len(ports), maxListening)]
 }
 
-func be32(v uint32) []byte     { return binaryutil.BigEndian.PutUint32(v) }
 func native32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
 func compare(operation expr.CmpOp, data []byte) expr.Any {
@@ -299,12 +301,16 @@ func setMetaMark() []expr.Any {
 	}
 }
 
-// inSet matches an outgoing TCP packet of a connection in set. Its fields lie
-// next to each other in the 32-bit registers.
-func inSet(set *nftables.Set, family byte) []expr.Any {
-	source, destination, length := uint32(12), uint32(16), uint32(4)
+// inSet matches a TCP packet of a connection in set, going out or coming in.
+// The fields lie next to each other in the 32-bit registers.
+func inSet(set *nftables.Set, family byte, incoming bool) []expr.Any {
+	local, remote, length := uint32(12), uint32(16), uint32(4) // source and destination in the IP header
 	if family == unix.NFPROTO_IPV6 {
-		source, destination, length = 8, 24, 16
+		local, remote, length = 8, 24, 16
+	}
+	localPort, remotePort := uint32(0), uint32(2)
+	if incoming {
+		local, remote, localPort, remotePort = remote, local, remotePort, localPort
 	}
 	words := length / 4
 	first := uint32(unix.NFT_REG32_00)
@@ -315,10 +321,10 @@ func inSet(set *nftables.Set, family byte) []expr.Any {
 		[]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, compare(expr.CmpOpEq, []byte{family})},
 		tcp(expr.CmpOpEq),
 		[]expr.Any{
-			load(expr.PayloadBaseNetworkHeader, source, length, first),
-			load(expr.PayloadBaseTransportHeader, 0, 2, first+words),
-			load(expr.PayloadBaseNetworkHeader, destination, length, first+words+1),
-			load(expr.PayloadBaseTransportHeader, 2, 2, first+2*words+1),
+			load(expr.PayloadBaseNetworkHeader, local, length, first),
+			load(expr.PayloadBaseTransportHeader, localPort, 2, first+words),
+			load(expr.PayloadBaseNetworkHeader, remote, length, first+words+1),
+			load(expr.PayloadBaseTransportHeader, remotePort, 2, first+2*words+1),
 			&expr.Lookup{SourceRegister: first, SetName: set.Name, SetID: set.ID},
 		},
 	)

@@ -59,6 +59,7 @@ ip link add eth0 type veth peer name far0
 ip link set eth0 addrgenmode none up
 ip link set far0 addrgenmode none up
 ip addr add 192.168.7.2/24 dev eth0
+ip -6 addr add fe80::2/64 dev eth0 nodad
 ip -6 addr add fd00:7::2/64 dev eth0 nodad
 ip route add default via 192.168.7.1 dev eth0
 ip -6 route add default via fd00:7::1 dev eth0`), "\n") {
@@ -132,13 +133,16 @@ var volatile = regexp.MustCompile(`"(handle|packets|bytes|valid_life_time|prefer
 // after.
 func (m machine) snapshot() string {
 	var b strings.Builder
-	for _, line := range []string{
-		"ip -j link", "ip -j addr", "ip -4 -j route show table all", "ip -6 -j route show table all",
-		"ip -4 -j rule", "ip -6 -j rule", "nft -j list ruleset",
+	for _, c := range []struct{ args, input string }{
+		{"ip -4 -j -batch -", "link\naddr\nroute show table all\nrule\n"},
+		{"ip -6 -j -batch -", "addr\nroute show table all\nrule\n"},
+		{"nft -j list ruleset", ""},
 	} {
-		args := strings.Fields(line)
-		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-		fmt.Fprintf(&b, "%s: %s %v\n", line, volatile.ReplaceAll(out, nil), err)
+		args := strings.Fields(c.args)
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Stdin = strings.NewReader(c.input)
+		out, err := cmd.CombinedOutput()
+		fmt.Fprintf(&b, "%s: %s %v\n", c.args, volatile.ReplaceAll(out, nil), err)
 	}
 	keys, _ := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter")
 	for _, k := range append(keys, "/proc/sys/net/ipv4/conf/all/src_valid_mark") {
