@@ -1,5 +1,5 @@
 # What the tests of the packages share. Sourced by test-deb.sh and test-rpm.sh,
-# which set root and work.
+# which set here.
 
 failures=0
 step() { echo "-- $*"; }
@@ -20,6 +20,45 @@ need_root() {
 	echo "SKIPPED: not root: cannot install packages in a root of their own"
 	exit 0
 }
+
+# new_root sets root, a fresh Debian, and work, the directory round it, which goes
+# away with the script. The Debian is kept as a tarball.
+new_root() {
+	suite=bookworm
+	tarball=${XDG_CACHE_HOME:-$HOME/.cache}/atlantic/debian-$suite-$(dpkg --print-architecture).tar
+	work=$(mktemp -d "${TMPDIR:-/tmp}/atlantic-$1.XXXXXX")
+	root=$work/root
+	trap 'rm -rf "$work"' EXIT
+	trap 'exit 1' INT TERM HUP
+	[ -f "$tarball" ] || make_root
+	mkdir "$root"
+	tar -C "$root" -xf "$tarball"
+}
+
+make_root() {
+	command -v debootstrap >/dev/null || die "debootstrap is missing: apt-get install debootstrap"
+	mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
+		awk -v s="$suite" '$2 == s && $3 == "main" { print $1; exit }')
+	[ -n "$mirror" ] || mirror=${DEBIAN_MIRROR:-} # not on a Debian $suite
+	[ -n "$mirror" ] || die "apt knows no mirror of Debian $suite; set DEBIAN_MIRROR"
+	debootstrap --variant=minbase "$suite" "$work/new" "$mirror" >"$work/debootstrap.log" 2>&1 ||
+		{ tail "$work/debootstrap.log" >&2; die "debootstrap failed"; }
+	mkdir -p "$(dirname "$tarball")"
+	tar -C "$work/new" -cf "$tarball.$$" .
+	mv "$tarball.$$" "$tarball"
+	rm -rf "$work/new"
+}
+
+# snapshot lists every file with type, mode, owner, size or target and checksum.
+# Left out: logs, rpm's database, and the backups and locks of dpkg and passwd.
+snapshot() {
+	(cd "$root" && find . -printf '%y %m %U:%G %p %l\n' |
+		grep -Ev ' \./(var/log/|var/lib/rpm|var/lib/dpkg/[a-z-]*(-old|lock[a-z-]*) |var/cache/debconf|var/cache/ldconfig|etc/(group|gshadow|passwd|shadow|subuid|subgid)- |etc/\.pwd\.lock )' | sort -k4)
+	(cd "$root" && find etc var usr/share -type f ! -path 'var/log/*' ! -path 'var/cache/*' ! -path 'var/lib/rpm/*' \
+		! -name '*-old' ! -path 'etc/*-' ! -name '*lock*' -print0 | sort -z | xargs -0 sha256sum)
+}
+
+in_root() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
 
 # build_packages FORMAT builds from bin/ and prints the path.
 build_packages() {

@@ -12,43 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/test-common.sh"
 
 need_root
-suite=bookworm
-arch=$(dpkg --print-architecture)
-tarball=${XDG_CACHE_HOME:-$HOME/.cache}/atlantic/debian-$suite-$arch.tar
-
-work=$(mktemp -d "${TMPDIR:-/tmp}/atlantic-deb.XXXXXX")
-root=$work/root
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM HUP
-
-make_root() {
-	command -v debootstrap >/dev/null || die "debootstrap is missing: apt-get install debootstrap"
-	mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
-		awk -v s="$suite" '$2 == s && $3 == "main" { print $1; exit }')
-	[ -n "$mirror" ] || mirror=${DEBIAN_MIRROR:-} # not on a Debian $suite
-	[ -n "$mirror" ] || die "apt knows no mirror of Debian $suite; set DEBIAN_MIRROR"
-	debootstrap --variant=minbase "$suite" "$work/new" "$mirror" >"$work/debootstrap.log" 2>&1 ||
-		{ tail "$work/debootstrap.log" >&2; die "debootstrap failed"; }
-	mkdir -p "$(dirname "$tarball")"
-	tar -C "$work/new" -cf "$tarball.$$" .
-	mv "$tarball.$$" "$tarball"
-	rm -rf "$work/new"
-}
-
-# snapshot lists every file with type, mode, owner, size or target and checksum.
-# Left out: logs, dpkg's and passwd's own backups and locks.
-snapshot() {
-	(cd "$root" && find . -printf '%y %m %U:%G %p %l\n' |
-		grep -Ev ' \./(var/log/|var/lib/dpkg/[a-z-]*(-old|lock[a-z-]*) |var/cache/debconf|var/cache/ldconfig|etc/(group|gshadow|passwd|shadow|subuid|subgid)- |etc/\.pwd\.lock )' | sort -k4)
-	(cd "$root" && find etc var usr/share -type f ! -path 'var/log/*' ! -path 'var/cache/*' \
-		! -name '*-old' ! -path 'etc/*-' ! -name '*lock*' -print0 | sort -z | xargs -0 sha256sum)
-}
-
-in_root() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
-
-[ -f "$tarball" ] || make_root
-mkdir "$root"
-tar -C "$root" -xf "$tarball"
+new_root deb
 deb=${1:-}
 [ -n "$deb" ] || deb=$(build_packages deb)
 cp "$deb" "$root/atlantic.deb"

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Installs the .rpm in a root by rpm --root and checks it: files, modes, group,
+# unit, the programs, an upgrade, erase; and that nothing is left.
+#
+#     installer/test-rpm.sh [FILE.rpm]
+#
+# The root is the Debian of test-deb.sh with a database of rpm in it: it has what
+# the scripts call, but no rpm packages, hence --nodeps. Needs root, rpm and
+# debootstrap.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/test-common.sh"
+
+need_root
+command -v rpm >/dev/null || {
+	echo "SKIPPED: no rpm: apt-get install rpm"
+	exit 0
+}
+new_root rpm
+rpm=${1:-}
+[ -n "$rpm" ] || rpm=$(build_packages rpm)
+in_rpm() {
+	rpm --root "$root" --dbpath /var/lib/rpm "$@" >"$work/rpm.log" 2>&1 || { cat "$work/rpm.log" >&2; die "rpm $* failed"; }
+	! grep -qi 'error\|warning.*scriptlet' "$work/rpm.log" || fail "rpm $*: $(cat "$work/rpm.log")"
+}
+in_rpm --initdb
+snapshot >"$work/before"
+
+step "install"
+in_rpm -i --nodeps "$rpm"
+check_files
+in_rpm -V --nodeps atlantic
+
+step "upgrade keeps configuration and state"
+mkdir -p "$root/etc/atlantic" "$root/var/lib/atlantic"
+echo '[listen]' >"$root/etc/atlantic/atlantic.toml"
+echo state >"$root/var/lib/atlantic/intent.json"
+in_rpm -U --force --nodeps "$rpm"
+check_files
+present etc/atlantic/atlantic.toml
+present var/lib/atlantic/intent.json
+
+step "erase leaves nothing"
+in_rpm -e --nodeps atlantic
+# The icon theme's directories belong to hicolor-icon-theme and the like, which
+# this root does not have.
+for d in usr/share/icons/hicolor/*/apps usr/share/icons/hicolor/* usr/share/icons/hicolor usr/share/icons usr/share/applications etc/xdg/autostart etc/xdg; do
+	(cd "$root" && for dir in $d; do rmdir "$dir" 2>/dev/null || true; done)
+done
+snapshot >"$work/after"
+diff "$work/before" "$work/after" >"$work/traces" || { cat "$work/traces" >&2; fail "traces are left"; }
+
+finish "rpm"
