@@ -40,7 +40,8 @@ type View struct {
 // Item is one line of the menu.
 type Item struct {
 	ID        string
-	Label     string // "" for a separator
+	Label     string
+	Separator bool // a line between groups, and nothing else
 	Disabled  bool
 	Hidden    bool
 	Checkable bool
@@ -77,10 +78,10 @@ func render(m Model) View {
 		{ID: "traffic", Label: traffic(m), Disabled: true, Hidden: traffic(m) == ""},
 		{ID: "note", Label: clip(note, maxLabel), Disabled: true, Hidden: note == ""},
 		{ID: "hint", Label: clip(hint, maxLabel), Disabled: true, Hidden: hint == ""},
-		{ID: "line1"},
+		{Separator: true},
 		toggle(m),
 		upstreams(m),
-		{ID: "line2"},
+		{Separator: true},
 		{ID: idQuit, Label: quitLabel(m)},
 	}
 	return v

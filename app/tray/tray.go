@@ -32,7 +32,7 @@ const (
 	pollEvery  = 2 * time.Second
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 5 * time.Second
-	hostWait   = 5 * time.Second // for the panel, which starts beside us at login
+	hostWait   = 3 * time.Second // for the panel, which starts beside us at login
 )
 
 // Options of Run.

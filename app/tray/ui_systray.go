@@ -54,7 +54,7 @@ func (u *systrayUI) run(first View) {
 func (u *systrayUI) build(v View) {
 	for _, it := range v.Items {
 		n := &node{}
-		if it.Label == "" {
+		if it.Separator {
 			systray.AddSeparator()
 		} else {
 			n.item = systray.AddMenuItem(label(it), "")
