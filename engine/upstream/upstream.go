@@ -122,7 +122,8 @@ func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) 
 	if t.Host() == "" || t.Port == 0 || len(t.Name) > maxHostBytes {
 		return nil, u.wrap(ctx, targetFault(flow.Unreachable, fmt.Errorf("target %q cannot be dialled", clip(t.String(), 300))))
 	}
-	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
+	tr := traceOf(ctx)
+	bounded, cancel := context.WithTimeout(WithTrace(ctx, tr), setupTimeout)
 	defer cancel()
 	c, err := u.streams.DialStream(bounded, t, early)
 	if err != nil {
@@ -130,7 +131,7 @@ func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) 
 	}
 	u.stats.alive()
 	u.stats.flows.Add(1)
-	if traceOf(ctx).Reused {
+	if tr.Reused {
 		u.stats.reused.Add(1)
 	}
 	return c, nil
