@@ -231,11 +231,11 @@ func TestFlippedAndCut(t *testing.T) {
 		_, _ = Parse("f", []byte(full[:i]))
 	}
 	seed := uint32(1)
-	for range 10000 {
+	for i := range 10000 {
 		seed = seed*1664525 + 1013904223
 		b := []byte(full)
 		b[int(seed>>8)%len(b)] ^= 1 << (seed >> 29)
-		if c, err := Parse("f", b); err == nil {
+		if c, err := Parse("f", b); err == nil && i%10 == 0 {
 			if _, err := Parse("g", []byte(c.TOML())); err != nil {
 				t.Fatalf("%v\n%s", err, c.TOML())
 			}

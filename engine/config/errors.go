@@ -32,17 +32,26 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// schema lists the keys of every section, "" being the top.
-func schema() map[string][]string {
-	return map[string][]string{
-		"":         {"tun", "listen", "dns", "protect", "upstream", "rule"},
-		"tun":      {"enabled", "name", "mtu", "stack"},
-		"listen":   {"proxy"},
-		"dns":      {"mode", "servers", "fake_range"},
-		"protect":  {"kill_switch", "udp", "lan"},
-		"upstream": {"name", "url", "sni", "ca", "username", "password"},
-		"rule":     {"domain", "domain_suffix", "cidr", "port", "process", "via"},
+// schema lists the keys of a section, "" being the top; nil if there is no
+// such section.
+func schema(section string) []string {
+	switch section {
+	case "":
+		return []string{"tun", "listen", "dns", "protect", "upstream", "rule"}
+	case "tun":
+		return []string{"enabled", "name", "mtu", "stack"}
+	case "listen":
+		return []string{"proxy"}
+	case "dns":
+		return []string{"mode", "servers", "fake_range"}
+	case "protect":
+		return []string{"kill_switch", "udp", "lan"}
+	case "upstream":
+		return []string{"name", "url", "sni", "ca", "username", "password"}
+	case "rule":
+		return []string{"domain", "domain_suffix", "cidr", "port", "process", "via"}
 	}
+	return nil
 }
 
 // notYet says whether a key belongs to a part that this build does not have.
@@ -54,7 +63,7 @@ func notYet(key []string) bool {
 // unknownKey describes a key that is not in the schema, with a hint.
 func unknownKey(key []string) (msg, hint string) {
 	section, name := "", key[0]
-	if _, ok := schema()[key[0]]; ok && len(key) > 1 {
+	if key[0] != "" && schema(key[0]) != nil && len(key) > 1 {
 		section, name = key[0], key[1]
 	}
 	if notYet(key) {
@@ -64,15 +73,15 @@ func unknownKey(key []string) (msg, hint string) {
 	if section != "" {
 		msg += " in [" + section + "]"
 	}
-	if best := nearest(name, schema()[section]); best != "" {
+	if best := nearest(name, schema(section)); best != "" {
 		return msg, fmt.Sprintf("did you mean %q?", best)
 	}
-	for _, other := range []string{"tun", "listen", "dns", "protect", "upstream", "rule"} {
-		if slices.Contains(schema()[other], name) {
+	for _, other := range schema("") {
+		if slices.Contains(schema(other), name) {
 			return msg, fmt.Sprintf("%q belongs in [%s]", name, other)
 		}
 	}
-	return msg, "known here: " + strings.Join(schema()[section], ", ")
+	return msg, "known here: " + strings.Join(schema(section), ", ")
 }
 
 // nearest returns the word closest to s, or "" if none is close.

@@ -113,9 +113,12 @@ func decode(src *source) (*raw, error) {
 	return r, nil
 }
 
+// decodeMismatch is how go-toml reports a value of the wrong type.
+var decodeMismatch = regexp.MustCompile(`^toml: cannot (?:decode|store) (?:TOML )?(?:a |an )?(.*?) (?:into|in) .*?(\S+)$`)
+
 // plainDecodeError says what the decoder found in the user's terms.
 func plainDecodeError(text string) (msg, hint string) {
-	m := regexp.MustCompile(`^toml: cannot (?:decode|store) (?:TOML )?(?:a |an )?(.*?) (?:into|in) .*?(\S+)$`).FindStringSubmatch(text)
+	m := decodeMismatch.FindStringSubmatch(text)
 	if m == nil {
 		return strings.TrimPrefix(text, "toml: "), ""
 	}

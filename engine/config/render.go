@@ -120,13 +120,13 @@ func (c *Config) Get(key string) (string, error) {
 
 // checkKey says whether section.key exists, with a hint if not.
 func checkKey(name, key string) error {
-	for _, k := range schema()[name] {
+	for _, k := range schema(name) {
 		if name != "" && k == key {
 			return nil
 		}
 	}
 	path := []string{name, key}
-	if _, ok := schema()[name]; !ok || name == "" {
+	if schema(name) == nil || name == "" {
 		path = path[:1]
 	}
 	msg, hint := unknownKey(path)

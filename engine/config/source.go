@@ -77,8 +77,8 @@ func (s *source) checkKnown(path string, start int) error {
 			parts[i] = p[:j]
 		}
 	}
-	keys, ok := schema()[parts[0]]
-	if parts[0] == "" || !ok || len(parts) > 1 && !slices.Contains(keys, parts[1]) {
+	keys := schema(parts[0])
+	if parts[0] == "" || keys == nil || len(parts) > 1 && !slices.Contains(keys, parts[1]) {
 		msg, hint := unknownKey(parts)
 		return s.failAt(start, msg, hint)
 	}

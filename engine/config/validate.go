@@ -35,10 +35,12 @@ func oneOf(src *source, path, value string, words ...string) error {
 	return src.fail(path, hint, "%s cannot be %q", path, clip(value))
 }
 
+// deviceName: 15 is IFNAMSIZ less its NUL.
+var deviceName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,14}$`)
+
 func validateTUN(src *source, r *raw, c *Config) error {
 	c.TUN = TUN{Enabled: r.TUN.Enabled, Name: r.TUN.Name, Stack: r.TUN.Stack}
-	// 15: IFNAMSIZ less its NUL.
-	if !regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,14}$`).MatchString(r.TUN.Name) {
+	if !deviceName.MatchString(r.TUN.Name) {
 		return src.fail("tun.name", "up to 15 letters, digits, '-', '_' and '.'", "%q is no name for a network device", clip(r.TUN.Name))
 	}
 	const hint = `"auto", or bytes from 1280 to 65535`
@@ -196,7 +198,11 @@ func validateRules(src *source, r *raw, c *Config) error {
 		}
 		for key, list := range map[string][]string{"domain": rr.Domain, "domain_suffix": rr.DomainSuffix} {
 			for j, s := range list {
-				if hint := badDomain(s); hint != "" {
+				hint := badDomain(s)
+				if key == "domain" && strings.HasPrefix(s, ".") {
+					hint = "domain_suffix takes names with a leading dot"
+				}
+				if hint != "" {
 					return src.fail(fmt.Sprintf("%s.%s[%d]", path, key, j), hint, "rule %d: %s %q is not a domain name", i+1, key, clip(s))
 				}
 			}

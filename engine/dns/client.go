@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"net/url"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -22,6 +21,7 @@ const (
 	clientTimeout = 5 * time.Second
 	hedgeAfter    = time.Second // a silent server gets company after this
 	udpRetry      = time.Second
+	preferFor     = 5 * time.Minute // see preferred
 	maxIdleConns  = 4 // per TCP or TLS server
 	connIdle      = 20 * time.Second
 )
@@ -43,10 +43,11 @@ type ClientOptions struct {
 // Client asks DNS servers. It is safe for concurrent use.
 type Client struct {
 	servers []*server
-	first   atomic.Int32 // index of the server that answered last
 	log     *slog.Logger
 
 	mu    sync.Mutex
+	first int       // index of the server that answered last; guarded by mu
+	until time.Time // when the first configured one gets another chance; guarded by mu
 	addrs map[string]knownAddrs // of LookupNetIP; guarded by mu
 }
 
@@ -144,7 +145,7 @@ func (c *Client) Exchange(ctx context.Context, query []byte) ([]byte, error) {
 	}
 	results := make(chan result, len(c.servers))
 	started, pending := 0, 0
-	first := int(c.first.Load())
+	first := c.preferred()
 	start := func() {
 		i := (first + started) % len(c.servers)
 		started++
@@ -169,7 +170,7 @@ func (c *Client) Exchange(ctx context.Context, query []byte) ([]byte, error) {
 			pending--
 			if r.err == nil {
 				if rcode := r.reply[3] & 0xf; rcode == dns.RcodeSuccess || rcode == dns.RcodeNameError {
-					c.first.Store(int32(r.server))
+					c.prefer(r.server)
 					return r.reply, nil
 				}
 				refusal = r.reply
@@ -186,6 +187,25 @@ func (c *Client) Exchange(ctx context.Context, query []byte) ([]byte, error) {
 		return refusal, nil
 	}
 	return nil, fmt.Errorf("ask DNS: %w", errors.Join(errs...))
+}
+
+// preferred is the server to ask first: the one that answered last, but every
+// few minutes the first configured one again.
+func (c *Client) preferred() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Now().After(c.until) {
+		c.first, c.until = 0, time.Now().Add(preferFor)
+	}
+	return c.first
+}
+
+func (c *Client) prefer(i int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.first != i {
+		c.first, c.until = i, time.Now().Add(preferFor)
+	}
 }
 
 // Close closes the connections that are kept.
