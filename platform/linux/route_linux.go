@@ -246,6 +246,10 @@ func deleteRule(o op) error {
 	return err
 }
 
+// netlinkRoute is a default route of scope global. With scope link, the usual
+// one for a route without a gateway, the kernel takes it as the way to gateways:
+// `ip route add default via GATEWAY` would then lead into the TUN while the
+// gateway's subnet is not attached (seen on Linux 6.18, November 2026).
 func netlinkRoute(o op, index int) *netlink.Route {
 	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if o.Family == 6 {
@@ -253,7 +257,7 @@ func netlinkRoute(o op, index int) *netlink.Route {
 	}
 	return &netlink.Route{
 		LinkIndex: index, Dst: ipNet(dst), Table: o.Table,
-		Scope: netlink.SCOPE_LINK, Protocol: protoOwn,
+		Scope: netlink.SCOPE_UNIVERSE, Protocol: protoOwn,
 	}
 }
 
