@@ -153,7 +153,7 @@ func cleanHost(h string) (string, error) {
 	if h == "" {
 		return "", errors.New("upstream URL has no host")
 	}
-	if a, err := netip.ParseAddr(h); err == nil {
+	if a, err := netip.ParseAddr(h); err == nil && a.Zone() == "" {
 		return a.String(), nil
 	}
 	if len(h) > maxHostBytes || strings.ContainsFunc(h, func(r rune) bool {
