@@ -146,6 +146,7 @@ func TestErrorsHavePlaceAndHint(t *testing.T) {
 		{"[[upstream]]\nname='a'\nurl='http://u:hunter2@h'\nusername='u'", ":3:1", "twice", ""},
 		{"[[upstream]]\nname='a'\nurl='http://u:hunter2 %@h'", ":3:1", "malformed", ""},
 		{"[[upstream]]\nname='a'\nurl='http://h'\nusername='u'\npassword='hunter2\n", ":5:", "", ""},
+		{"[[upstream]]\nname='a'\nurl='http://h'\nusername='u'\npassword=\"\"\"\nhunter2\\q\n\"\"\"", ":6:", "", ""},
 		{"[[rule]]\nvia='direct'", ":1:", "no condition", ""},
 		{"[[rule]]\nport=[1]", ":1:", "no via", ""},
 		{"[[rule]]\nport=[1]\nvia='offce'\n[[upstream]]\nname='office'\nurl='direct://'", ":3:1", "no upstream", `did you mean "office"`},
@@ -231,7 +232,11 @@ func TestFlippedAndCut(t *testing.T) {
 		_, _ = Parse("f", []byte(full[:i]))
 	}
 	seed := uint32(1)
-	for i := range 10000 {
+	flips := 10000
+	if raceEnabled {
+		flips = 1000
+	}
+	for i := range flips {
 		seed = seed*1664525 + 1013904223
 		b := []byte(full)
 		b[int(seed>>8)%len(b)] ^= 1 << (seed >> 29)
@@ -245,6 +250,9 @@ func TestFlippedAndCut(t *testing.T) {
 }
 
 func TestHugeIsQuick(t *testing.T) {
+	if raceEnabled {
+		t.Skip("SKIPPED: the race detector is slower than what is measured")
+	}
 	for name, in := range map[string]string{
 		"keys":     strings.Repeat("a=1\n", 250000),
 		"many":     "[tun]\n" + manyKeys(60000),

@@ -103,7 +103,11 @@ func decode(src *source) (*raw, error) {
 	case errors.As(err, &bad):
 		line, column := bad.Position()
 		msg, hint := plainDecodeError(bad.Error())
-		return nil, src.failLine(line, column, msg, hint)
+		e := src.failLine(line, column, msg, hint)
+		if t := strings.TrimSpace(e.Text); !strings.Contains(t, "=") && !strings.HasPrefix(t, "[") {
+			e.Text = "(not shown: it may be part of a secret)"
+		}
+		return nil, e
 	default:
 		return nil, &Error{File: src.name, Msg: err.Error()}
 	}

@@ -176,7 +176,7 @@ func (s *source) failAt(off int, msg, hint string) error {
 	return s.failLine(line, off-start+1, msg, hint)
 }
 
-func (s *source) failLine(line, column int, msg, hint string) error {
+func (s *source) failLine(line, column int, msg, hint string) *Error {
 	e := &Error{File: s.name, Line: line, Column: column, Msg: msg, Hint: hint}
 	if line >= 1 && line <= len(s.lines) {
 		start, end := s.lines[line-1], len(s.data)

@@ -22,7 +22,7 @@ const (
 	hedgeAfter    = time.Second // a silent server gets company after this
 	udpRetry      = time.Second
 	preferFor     = 5 * time.Minute // see preferred
-	maxIdleConns  = 4 // per TCP or TLS server
+	maxIdleConns  = 4               // per TCP or TLS server
 	connIdle      = 20 * time.Second
 )
 
@@ -46,8 +46,8 @@ type Client struct {
 	log     *slog.Logger
 
 	mu    sync.Mutex
-	first int       // index of the server that answered last; guarded by mu
-	until time.Time // when the first configured one gets another chance; guarded by mu
+	first int                   // index of the server that answered last; guarded by mu
+	until time.Time             // when the first configured one gets another chance; guarded by mu
 	addrs map[string]knownAddrs // of LookupNetIP; guarded by mu
 }
 
