@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,8 +62,21 @@ func Run(t *testing.T, newHost func() platform.Host, snapshot ...func() string) 
 
 func equal(t *testing.T, when, got, want string) {
 	t.Helper()
-	if got != want {
-		t.Errorf("%s the machine differs:\n--- got\n%s\n--- want\n%s", when, got, want)
+	if got == want {
+		return
+	}
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range max(len(g), len(w)) {
+		var gl, wl string
+		if i < len(g) {
+			gl = g[i]
+		}
+		if i < len(w) {
+			wl = w[i]
+		}
+		if gl != wl {
+			t.Errorf("%s the machine differs:\n got %s\nwant %s", when, gl, wl)
+		}
 	}
 }
 
