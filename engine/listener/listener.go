@@ -1,0 +1,286 @@
+// Package listener is the local proxy: HTTP and SOCKS5 on one loopback port,
+// for apps that are told to use a proxy instead of (or beside) the TUN.
+//
+//	          ┌ 0x05 ─► socks5.go, udp.go ──────────────┐
+//	app ─TCP──┤ CONNECT ─► connect.go ──────────────────┼─► flow.Handler
+//	          ├ other HTTP ─► http.go (goproxy) ─ dial ─┘   (engine/route)
+//	          └ anything else is refused
+//
+// The first byte of a connection decides. What an app asks for becomes a
+// flow.Flow and a flow.Pending, as it does for packets in the TUN; the app is
+// answered only after the Handler has accepted or rejected it.
+//
+// The Handler gets the app's *net.TCPConn itself wherever no byte beyond the
+// handshake has been read, so that copying can splice.
+//
+// Only engine imports this package; only this package imports goproxy.
+package listener
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+)
+
+const (
+	// handshakeTimeout is how long an app may take to say what it wants.
+	handshakeTimeout = 10 * time.Second
+	// maxHandshakes bounds the connections that have not said it yet; more wait
+	// in the kernel's queue.
+	maxHandshakes = 1024
+	// maxHeaderBytes bounds an HTTP request's head.
+	maxHeaderBytes = 64 << 10
+	// lingerTime and lingerBytes bound what is read of an app that has been
+	// refused, so that the reason is not lost to a reset (RFC 9112 section 9.6).
+	lingerTime  = time.Second
+	lingerBytes = 256 << 10
+)
+
+// Options are what a Listener is made from.
+type Options struct {
+	Address string // host:port; the host must be a loopback address or "localhost"
+	Handler flow.Handler
+	Log     *slog.Logger
+}
+
+// Listener is a bound port. Connections wait in the kernel's queue until Run.
+type Listener struct {
+	opts  Options
+	tcp   *net.TCPListener
+	close func() error // closes tcp, once
+}
+
+// Listen binds at once. errors.Is(err, syscall.EADDRINUSE) tells a taken port.
+func Listen(o Options) (*Listener, error) {
+	if o.Handler == nil || o.Log == nil {
+		return nil, errors.New("listener: Handler and Log must be set")
+	}
+	addr, err := loopback(o.Address)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+	if err != nil {
+		return nil, fmt.Errorf("listen for the local proxy on %s: %w", o.Address, err)
+	}
+	return &Listener{opts: o, tcp: l, close: sync.OnceValue(l.Close)}, nil
+}
+
+// loopback parses address and insists that nobody but this machine reaches it:
+// there is no password, so that anything else would be an open proxy.
+func loopback(address string) (netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("proxy address %q: want host:port, such as 127.0.0.1:7890", address)
+	}
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	ap, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("proxy address %q: want an IP address and a port, such as 127.0.0.1:7890", address)
+	}
+	if !ap.Addr().Unmap().IsLoopback() {
+		return netip.AddrPort{}, fmt.Errorf("proxy address %q: the local proxy has no password and listens on loopback only; use 127.0.0.1:%s or [::1]:%s", address, port, port)
+	}
+	return ap, nil
+}
+
+// Addr is the address that is bound.
+func (l *Listener) Addr() net.Addr { return l.tcp.Addr() }
+
+// Close unbinds the port, which ends Run. It is idempotent.
+func (l *Listener) Close() error { return l.close() }
+
+// Run serves until ctx ends or Close is called (it then returns nil), or the
+// socket fails. It returns after every flow has ended, and is called once.
+func (l *Listener) Run(ctx context.Context) error {
+	defer l.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.close() })
+	defer stop()
+
+	s := newServer(l.opts, ctx)
+	err := l.accept(ctx, s)
+	cancel()
+	s.wait()
+	if ctxErr := context.Cause(ctx); errors.Is(err, net.ErrClosed) && ctxErr != nil {
+		return nil
+	}
+	return err
+}
+
+func (l *Listener) accept(ctx context.Context, s *server) error {
+	slots := make(chan struct{}, maxHandshakes)
+	for {
+		slots <- struct{}{} // a handshake ends within handshakeTimeout
+		conn, err := l.tcp.AcceptTCP()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
+				return net.ErrClosed
+			}
+			l.opts.Log.Warn("local proxy cannot accept a connection", "err", err)
+			<-slots
+			select { // out of descriptors: it passes
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		s.running.Go(func() { s.serve(ctx, conn, sync.OnceFunc(func() { <-slots })) })
+	}
+}
+
+// server is one Run.
+type server struct {
+	opts    Options
+	web     *web
+	running sync.WaitGroup // everything that Run waits for
+}
+
+func newServer(o Options, ctx context.Context) *server {
+	s := &server{opts: o}
+	s.web = newWeb(ctx, s)
+	return s
+}
+
+func (s *server) wait() {
+	s.web.close()
+	s.running.Wait()
+}
+
+// serve carries one connection until it ends. said is called once the app has
+// said what it wants (or when serve returns).
+func (s *server) serve(ctx context.Context, conn *net.TCPConn, said func()) {
+	defer said()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	conn.SetReadDeadline(time.Now().Add(handshakeTimeout))
+	limit := &io.LimitedReader{R: conn, N: maxHeaderBytes}
+	app := &client{TCPConn: conn, limit: limit, buf: bufio.NewReaderSize(limit, 4096), said: said}
+	first, err := app.buf.Peek(1)
+	if err != nil {
+		conn.Close()
+		return
+	}
+	switch b := first[0]; {
+	case b == 0x05:
+		s.serveSOCKS5(ctx, app)
+	case b == 0x04:
+		s.opts.Log.Debug("an app speaks SOCKS4 to the local proxy; it needs SOCKS5 or HTTP", "app", conn.RemoteAddr())
+		app.refuse([]byte{0, 0x5b, 0, 0, 0, 0, 0, 0}) // "request rejected or failed"
+	case b == 0x16:
+		s.opts.Log.Debug("an app speaks TLS to the local proxy; give it http://, not https://", "app", conn.RemoteAddr())
+		conn.Close()
+	default:
+		s.serveHTTP(ctx, app)
+	}
+}
+
+// client is an app's connection while we read its handshake.
+type client struct {
+	*net.TCPConn
+	limit *io.LimitedReader // of what may be read by buf
+	buf   *bufio.Reader
+	said  func() // frees the slot that an unfinished handshake takes
+}
+
+// Read takes what is buffered first.
+func (c *client) Read(p []byte) (int, error) { return c.buf.Read(p) }
+
+// WriteTo hides that of *net.TCPConn, which knows nothing of the buffer.
+func (c *client) WriteTo(w io.Writer) (int64, error) { return c.buf.WriteTo(w) }
+
+// addr is the app's end.
+func (c *client) addr() netip.AddrPort { return flow.AddrPortOf(c.RemoteAddr()) }
+
+// stream is the connection after the handshake: the socket itself, unless bytes
+// that follow the handshake have been read already.
+func (c *client) stream() flow.StreamConn {
+	c.SetDeadline(time.Time{})
+	n := c.buf.Buffered()
+	if n == 0 {
+		return c.TCPConn
+	}
+	early, _ := c.buf.Peek(n)
+	return &prefixed{TCPConn: c.TCPConn, prefix: append([]byte(nil), early...)}
+}
+
+// refuse sends answer and closes the connection in a way that the app gets it.
+func (c *client) refuse(answer []byte) {
+	defer c.Close()
+	c.said()
+	c.SetDeadline(time.Now().Add(lingerTime))
+	if _, err := c.Write(answer); err != nil {
+		return
+	}
+	c.CloseWrite()
+	io.CopyN(io.Discard, c.TCPConn, lingerBytes)
+}
+
+// prefixed is a *net.TCPConn from which some bytes have been read already.
+type prefixed struct {
+	*net.TCPConn
+	prefix []byte // not yet delivered; used by the one reader only
+}
+
+// Read delivers the prefix first.
+func (c *prefixed) Read(p []byte) (int, error) {
+	if len(c.prefix) == 0 {
+		return c.TCPConn.Read(p)
+	}
+	n := copy(p, c.prefix)
+	c.prefix = c.prefix[n:]
+	return n, nil
+}
+
+// WriteTo delivers the prefix first; the rest may splice.
+func (c *prefixed) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(c.prefix)
+	c.prefix = c.prefix[n:]
+	if err != nil {
+		return int64(n), err
+	}
+	rest, err := c.TCPConn.WriteTo(w)
+	return int64(n) + rest, err
+}
+
+// target makes a flow.Target of what an app asked for.
+func target(host string, port uint16) (flow.Target, error) {
+	if port == 0 {
+		return flow.Target{}, fmt.Errorf("%q: port 0 cannot be reached", host)
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return flow.TargetOf(netip.AddrPortFrom(a, port)), nil
+	}
+	name := strings.ToLower(strings.TrimSuffix(host, "."))
+	if name == "" || len(name) > 253 || strings.ContainsFunc(name, notInName) {
+		return flow.Target{}, fmt.Errorf("%q is neither a host name nor an address", host)
+	}
+	return flow.Target{Name: name, Port: port}, nil
+}
+
+// notInName finds what no resolver should ever see, and what would change the
+// meaning of a request line or a log line.
+func notInName(r rune) bool {
+	return r <= ' ' || r == 0x7f || strings.ContainsRune(`/\:@%?#[]"<>`, r)
+}
+
+func newFlow(n flow.Network, in flow.Inbound, src netip.AddrPort, t flow.Target) flow.Flow {
+	f := flow.Flow{ID: flow.NextID(), Network: n, Inbound: in, Src: src, Target: t, Start: time.Now()}
+	if t.Addr.IsValid() {
+		f.Dst = t.AddrPort()
+	}
+	return f
+}
