@@ -84,7 +84,7 @@ func explain(err error) failure {
 	case errors.Is(err, context.Canceled):
 		return failure{exitError, "interrupted", ""}
 	case errors.Is(err, context.DeadlineExceeded):
-		return failure{exitError, "the service does not answer", "look at its log: journalctl -u atlantic"}
+		return failure{exitError, "the service does not answer", lookAtLog}
 	}
 	return failure{exitError, err.Error(), ""}
 }

@@ -17,24 +17,33 @@ import (
 // systemdUnit is the template of the unit that `service install` writes. The
 // packages bring one of their own.
 const systemdUnit = `[Unit]
-Description={{.Description}}
+Description={{Description}}
 Documentation=https://github.com/atlanticproxy/atlanticproxy
-After=network.target
+After=network.target dbus.service NetworkManager.service systemd-resolved.service
+StartLimitIntervalSec=0
 
 [Service]
-ExecStart={{.Path|cmdEscape}}{{range .Arguments}} {{.|cmd}}{{end}}
-Restart=on-failure
+ExecStart={{Path | cmdEscape}}{{range Arguments}} {{. | cmd}}{{end}}
+Restart=always
 RestartSec=1
 TimeoutStopSec=20
 LimitNOFILE=1048576
 RuntimeDirectory=atlantic
+RuntimeDirectoryPreserve=restart
 StateDirectory=atlantic
 
 [Install]
 WantedBy=multi-user.target
 `
 
-const serviceAnswers = 10 * time.Second // for a service that was started to answer
+// packagedUnit is there if the .deb or .rpm brought the service.
+const packagedUnit = "/usr/lib/systemd/system/atlanticd.service"
+
+// lookAtLog is where a service that fails says why. Packages call the unit
+// atlanticd, `service install` calls it atlantic.
+const lookAtLog = "look at its log: journalctl -u 'atlantic*'"
+
+const serviceAnswers = 5 * time.Second // for a service that was started to answer
 
 func (a *app) service() *cobra.Command {
 	return group("service", "Install, remove, start and stop the background service",
@@ -87,7 +96,7 @@ func systemService() (service.Service, error) {
 		Description: "AtlanticProxy: sends this computer's traffic through a proxy",
 		Executable:  daemon,
 		Arguments:   []string{"run"},
-		Option:      service.KeyValue{"SystemdScript": systemdUnit, "OnFailure": "restart"},
+		Option:      service.KeyValue{"SystemdScript": systemdUnit, "RunAtLoad": true, "OnFailure": "restart"},
 	})
 	if err != nil {
 		return nil, &failure{exitError, "this system has no service manager that is known: " + err.Error(),
@@ -121,6 +130,9 @@ func (a *app) install(ctx context.Context, s service.Service) error {
 }
 
 func (a *app) uninstall(_ context.Context, s service.Service) error {
+	if _, err := os.Stat(packagedUnit); err == nil {
+		return &failure{exitError, "the service came with a package", "remove the package: sudo apt remove atlantic, or sudo rpm -e atlantic"}
+	}
 	st, err := s.Status()
 	if errors.Is(err, service.ErrNotInstalled) {
 		return &failure{exitAbsent, "the service is not installed", ""}
@@ -155,7 +167,7 @@ func (a *app) start(ctx context.Context, s service.Service) error {
 		select {
 		case <-ctx.Done():
 			return &failure{exitAbsent, "the service was started but does not answer: " + err.Error(),
-				"look at its log: journalctl -u atlantic"}
+				lookAtLog}
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

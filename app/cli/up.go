@@ -171,7 +171,7 @@ func (a *app) await(ctx context.Context, doing string, limit time.Duration, v ve
 			if errors.Is(err, context.DeadlineExceeded) {
 				err = &failure{exitNotConnected, fmt.Sprintf("still %s after %v", doing, limit), "see: atlantic status"}
 			} else if errors.Is(err, io.EOF) {
-				err = &failure{exitError, "the service ended while " + doing, "look at its log: journalctl -u atlantic"}
+				err = &failure{exitError, "the service ended while " + doing, lookAtLog}
 			}
 			return st, err
 		}

@@ -67,7 +67,7 @@ func render(m Model) View {
 	icon, headline, note := headlineOf(m)
 	v := View{Icon: icon, Tooltip: clip("AtlanticProxy: "+headline, maxTooltip)}
 	hint := m.Problem
-	if hint == "" && m.Status != nil {
+	if hint == "" && note != "" && m.Status != nil {
 		hint = m.Status.Hint
 	}
 	if m.ReadOnly {

@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// serviceScript installs and removes the service in a mount namespace where
+// systemd is a script that says what it was asked.
+const serviceScript = `
+set -e
+mkdir -p /etc/systemd/system /run/systemd
+mount -t tmpfs t /etc/systemd/system
+mount -t tmpfs t /run/systemd
+mkdir /run/systemd/system
+run() { "$DIR/atlantic" "$@" && echo "code 0" || echo "code $?"; }
+run service status
+run service install
+cat /etc/systemd/system/atlantic.service
+run service status
+run service install
+run service stop
+run service uninstall
+ls -A /etc/systemd/system
+run service uninstall
+cat "$DIR/log"
+`
+
+const fakeSystemctl = `#!/bin/sh
+echo "systemctl $*" >>"$DIR/log"
+case "$1" in
+start) : >"$DIR/active" ;;
+stop) rm -f "$DIR/active" ;;
+is-active) test -e "$DIR/active" && echo active || { echo inactive; exit 3; } ;;
+list-unit-files) ls /etc/systemd/system ;;
+esac
+`
+
+func TestService(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" || os.Getuid() != 0 {
+		t.Skip("SKIPPED: not root on Linux: cannot install a service, even in a namespace")
+	}
+	if _, err := os.Stat(packagedUnit); err == nil {
+		t.Skip("SKIPPED: the package is installed on this machine")
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{"systemctl": fakeSystemctl, "atlanticd": "#!/bin/sh\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyFile(t, os.Args[0], filepath.Join(dir, "atlantic")) // TestMain goes by the name
+	cmd := exec.Command("unshare", "-m", "sh", "-c", serviceScript)
+	cmd.Env = append(os.Environ(), "DIR="+dir, "PATH="+dir+":"+os.Getenv("PATH"), "ATLANTIC_SOCKET="+filepath.Join(dir, "none"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	text := string(out)
+	for _, want := range []string{
+		"the service is not installed; it does not answer on its socket\ncode 5\n",
+		"installed; it starts with this computer\n",
+		"systemctl enable atlantic.service\n",
+		"systemctl start atlantic.service\n",
+		"error: the service was started but does not answer: the service is not running", // nothing serves the socket here
+		"ExecStart=" + dir + "/atlanticd \"run\"\n",
+		"Description=AtlanticProxy: sends",
+		"installed with linux-systemd, running; it does not",
+		"error: the service is installed already",
+		"stopped; the network is as it was before\ncode 0\n",
+		"removed\ncode 0\n",
+		"error: the service is not installed\ncode 5\n",
+	} {
+		i := strings.Index(text, want)
+		if i < 0 {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	in, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	f, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(f, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
