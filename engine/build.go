@@ -30,7 +30,7 @@ func compileRules(cfg *config.Config) (*rules.Set, error) {
 }
 
 func specOf(c config.Upstream) (upstream.Spec, error) {
-	spec, err := upstream.ParseURL(c.Name, c.URL.Reveal())
+	spec, err := upstream.ParseURL(c.Name, c.URL)
 	if err != nil {
 		return spec, fmt.Errorf("upstream %q: %w", c.Name, err)
 	}

@@ -50,6 +50,7 @@ type Options struct {
 type Engine struct {
 	opt   Options
 	log   *slog.Logger
+	rules *rules.Set
 	flows *route.Handler
 	names *names
 	dns   *dns.Server

@@ -166,14 +166,11 @@ func describe(u *upstream.Upstream) api.Upstream {
 	spec, st := u.Spec(), u.Stats()
 	a := api.Upstream{
 		Name: spec.Name, Scheme: spec.Scheme, UDP: u.Packets() != nil,
-		RTTms:    float64(st.RTT) / float64(time.Millisecond),
-		Failures: st.Failures, Flows: st.Flows,
+		RTTms:   float64(st.RTT) / float64(time.Millisecond),
+		Address: spec.Addr(), Failures: st.Failures, Flows: st.Flows,
 	}
-	if spec.Host != "" {
-		a.Address = spec.Address()
-	}
-	if st.Failures > 0 && st.LastError != nil {
-		a.Error = st.LastError.Error()
+	if st.Failures > 0 {
+		a.Error = st.Error
 	}
 	return a
 }

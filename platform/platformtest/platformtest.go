@@ -189,6 +189,14 @@ func (h *Host) TUN() *tuntest.ChannelTUN {
 	return h.tuns[len(h.tuns)-1].channel
 }
 
+// BreakTUN makes the newest device die under its user, as when somebody
+// deletes the interface.
+func (h *Host) BreakTUN() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_ = h.tuns[len(h.tuns)-1].Close()
+}
+
 // Closed reports whether Close was called.
 func (h *Host) Closed() bool {
 	h.mu.Lock()
