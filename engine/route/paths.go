@@ -16,7 +16,8 @@ import (
 // path is one association of a session with one upstream. All destinations
 // share it, with one exception: answers come from addresses that only the far
 // end knows, and where two names were asked on the same port nothing tells
-// whose answer it is. So the second of them gets an association of its own.
+// whose answer it is; nor where a name and an address were. So the second of
+// them gets an association of its own.
 type path struct {
 	u     *upstream.Upstream
 	conn  net.PacketConn
@@ -24,7 +25,7 @@ type path struct {
 	ended atomic.Bool // set by the reader: the association is gone
 
 	mu    sync.Mutex
-	real  map[netip.AddrPort]bool        // guarded by mu; destinations the app knows by their real address
+	real  map[uint16]bool                // guarded by mu; ports of destinations the app knows by their real address
 	fakes map[uint16]fakeDest            // guarded by mu; by port
 	aka   map[upstream.NameAddr]net.Addr // guarded by mu; what the app knows a name by
 }
@@ -60,7 +61,7 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 	s.live.trace.CompareAndSwap(nil, &tr)
 	p := &path{
 		u: e.d.u, conn: conn, sum: s.h.sumOf(e.d.u),
-		real: make(map[netip.AddrPort]bool), fakes: make(map[uint16]fakeDest), aka: make(map[upstream.NameAddr]net.Addr),
+		real: make(map[uint16]bool), fakes: make(map[uint16]fakeDest), aka: make(map[upstream.NameAddr]net.Addr),
 	}
 	p.admit(e, ap)
 	s.paths = append(s.paths, p)
@@ -79,12 +80,12 @@ func (p *path) admit(e *dest, ap netip.AddrPort) bool {
 	name, named := e.to.(upstream.NameAddr)
 	switch {
 	case !named:
-		if len(p.real) >= maxDests {
-			clear(p.real)
+		if _, ok := p.fakes[ap.Port()]; ok {
+			return false
 		}
-		p.real[ap] = true
+		p.real[ap.Port()] = true
 	case ap.IsValid(): // the app has a fake address
-		if f, ok := p.fakes[ap.Port()]; ok && f.app != ap {
+		if f, ok := p.fakes[ap.Port()]; ok && f.app != ap || p.real[ap.Port()] {
 			return false
 		}
 		p.fakes[ap.Port()] = fakeDest{name, ap}
@@ -107,7 +108,7 @@ func (p *path) source(from net.Addr) net.Addr {
 		return p.aka[name]
 	}
 	ap := flow.AddrPortOf(from)
-	if f, ok := p.fakes[ap.Port()]; ok && !p.real[ap] {
+	if f, ok := p.fakes[ap.Port()]; ok {
 		return flow.UDPAddrOf(f.app)
 	}
 	return from

@@ -157,8 +157,13 @@ clientmethod: none
 socksmethod: none
 user.privileged: root
 user.unprivileged: nobody
-client pass { from: 0.0.0.0/0 to: 0.0.0.0/0 }
-socks pass { from: 0.0.0.0/0 to: 0.0.0.0/0 command: bind connect udpassociate bindreply udpreply protocol: tcp udp }
+client pass {
+ from: 0.0.0.0/0 to: 0.0.0.0/0
+}
+socks pass {
+ from: 0.0.0.0/0 to: 0.0.0.0/0
+ command: bind connect udpassociate bindreply udpreply
+}
 `, dir, port))
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: not root, which dante needs")

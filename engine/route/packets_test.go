@@ -1,0 +1,302 @@
+package route
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/rules"
+	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
+)
+
+type datagram struct {
+	data string
+	addr net.Addr
+}
+
+// appSocket is the inbound side of one UDP socket in memory.
+type appSocket struct {
+	in, out chan datagram
+	refused chan netip.AddrPort
+	closed  chan struct{}
+	once    sync.Once
+
+	mu       sync.Mutex
+	deadline chan struct{}
+	timer    *time.Timer
+}
+
+func newAppSocket() *appSocket {
+	return &appSocket{in: make(chan datagram, 100), out: make(chan datagram, 100), refused: make(chan netip.AddrPort, 100),
+		closed: make(chan struct{}), deadline: make(chan struct{})}
+}
+
+func (a *appSocket) ReadFrom(p []byte) (int, net.Addr, error) {
+	a.mu.Lock()
+	late := a.deadline
+	a.mu.Unlock()
+	select {
+	case d := <-a.in:
+		return copy(p, d.data), d.addr, nil
+	case <-a.closed:
+		return 0, nil, net.ErrClosed
+	case <-late:
+		return 0, nil, os.ErrDeadlineExceeded
+	}
+}
+
+func (a *appSocket) WriteTo(p []byte, from net.Addr) (int, error) {
+	a.out <- datagram{string(p), from}
+	return len(p), nil
+}
+
+func (a *appSocket) SetReadDeadline(t time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+	late := make(chan struct{})
+	a.deadline = late
+	a.timer = time.AfterFunc(time.Until(t), func() { close(late) })
+	return nil
+}
+
+func (a *appSocket) Close() error                     { a.once.Do(func() { close(a.closed) }); return nil }
+func (a *appSocket) LocalAddr() net.Addr              { return &net.UDPAddr{} }
+func (a *appSocket) SetDeadline(t time.Time) error    { return a.SetReadDeadline(t) }
+func (a *appSocket) SetWriteDeadline(time.Time) error { return nil }
+func (a *appSocket) Refuse(dst netip.AddrPort)        { a.refused <- dst }
+
+func (a *appSocket) ask(t *testing.T, data string, to net.Addr) datagram {
+	t.Helper()
+	a.in <- datagram{data, to}
+	select {
+	case d := <-a.out:
+		return d
+	case <-time.After(5 * time.Second):
+		t.Fatalf("no answer to %q", data)
+		return datagram{}
+	}
+}
+
+func (a *appSocket) expectRefused(t *testing.T, data string, to netip.AddrPort) {
+	t.Helper()
+	a.in <- datagram{data, flow.UDPAddrOf(to)}
+	select {
+	case got := <-a.refused:
+		if got != to {
+			t.Errorf("refused %v, want %v", got, to)
+		}
+	case d := <-a.out:
+		t.Errorf("an answer %v", d)
+	case <-time.After(5 * time.Second):
+		t.Errorf("%v is not refused", to)
+	}
+}
+
+// udpServer answers with its name and what it got, and counts.
+func udpServer(t *testing.T, name string, addr string) (netip.AddrPort, *atomic.Int32) {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := new(atomic.Int32)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 65535)
+		for {
+			k, from, err := pc.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			n.Add(1)
+			pc.WriteTo(append([]byte(name+":"), b[:k]...), from)
+		}
+	}()
+	t.Cleanup(func() { pc.Close(); <-done })
+	return flow.AddrPortOf(pc.LocalAddr()), n
+}
+
+func udpFlow(dst netip.AddrPort) flow.Flow {
+	return flow.Flow{ID: flow.NextID(), Network: flow.UDP, Inbound: flow.TUN, Dst: dst, Target: flow.TargetOf(dst), Start: time.Now()}
+}
+
+func carryPackets(t *testing.T, h *Handler, f flow.Flow, a *appSocket) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); h.HandlePackets(ctx, f, a) }()
+	t.Cleanup(func() { cancel(); wait(t, done) })
+}
+
+// TestPacketsNames: two names on the same port are told apart, although only
+// real addresses come back.
+func TestPacketsNames(t *testing.T) {
+	one, _ := udpServer(t, "one", "127.0.0.1:0")
+	two, _ := udpServer(t, "two", net.JoinHostPort("127.0.0.3", port(one)))
+	fakes := map[netip.Addr]string{netip.MustParseAddr("198.18.1.1"): "one.example", netip.MustParseAddr("198.18.1.2"): "two.example"}
+	direct := newUpstream(t, "direct://", upstream.Options{Resolve: func(_ context.Context, name string) ([]netip.Addr, error) {
+		return map[string][]netip.Addr{"one.example": {one.Addr()}, "two.example": {two.Addr()}}[name], nil
+	}})
+	h := New(Options{Direct: direct, Current: func() *upstream.Upstream { return direct }, Resolve: func(a netip.Addr) (string, bool) {
+		name, ok := fakes[a]
+		return name, ok
+	}})
+	a := newAppSocket()
+	fake1, fake2 := netip.AddrPortFrom(netip.MustParseAddr("198.18.1.1"), one.Port()), netip.AddrPortFrom(netip.MustParseAddr("198.18.1.2"), one.Port())
+	f := udpFlow(fake1)
+	carryPackets(t, h, f, a)
+	for range 3 {
+		for _, c := range []struct {
+			to   netip.AddrPort
+			want string
+		}{{fake1, "one:x"}, {fake2, "two:x"}, {one, "one:x"}} {
+			if d := a.ask(t, "x", flow.UDPAddrOf(c.to)); d.data != c.want || flow.AddrPortOf(d.addr) != c.to {
+				t.Errorf("to %v: %+v", c.to, d)
+			}
+		}
+	}
+	if d := a.ask(t, "n", flow.NameAddr{Name: "two.example", Port: two.Port()}); d.data != "two:n" {
+		t.Errorf("by name: %+v", d)
+	}
+	big := string(bytes.Repeat([]byte("b"), 60000))
+	if d := a.ask(t, big, flow.UDPAddrOf(fake1)); d.data != "one:"+big {
+		t.Errorf("big datagram: %d bytes", len(d.data))
+	}
+	l := h.Flows()
+	if len(l) != 1 || l[0].Flow.ID != f.ID || l[0].Up != 60010 || l[0].Down != 60010+44 || l[0].Flow.Target.Name != "one.example" || l[0].FirstByte == 0 {
+		t.Errorf("%+v", l)
+	}
+}
+
+func port(ap netip.AddrPort) string { _, p, _ := net.SplitHostPort(ap.String()); return p }
+
+// TestPacketsNeverLeak: an upstream without UDP, and each policy.
+func TestPacketsNeverLeak(t *testing.T) {
+	server, got := udpServer(t, "s", "127.0.0.1:0")
+	set, err := rules.Compile([]rules.Rule{{Port: []rules.PortRange{{From: 9, To: 9}}, Via: "block"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	connect := newUpstream(t, "http://127.0.0.1:1", upstream.Options{})
+	for _, c := range []struct {
+		policy UDPPolicy
+		leaves bool
+	}{{UDPAuto, false}, {UDPBlock, false}, {UDPDirect, true}} {
+		got.Store(0)
+		h := handler(t, func(o *Options) {
+			o.Rules, o.UDP = set, c.policy
+			o.Current = func() *upstream.Upstream { return connect }
+		})
+		a := newAppSocket()
+		carryPackets(t, h, udpFlow(server), a)
+		if c.leaves {
+			if d := a.ask(t, "x", flow.UDPAddrOf(server)); d.data != "s:x" {
+				t.Errorf("%+v", d)
+			}
+		} else {
+			for range 3 {
+				a.expectRefused(t, "x", server)
+			}
+			a.expectRefused(t, "x", netip.AddrPortFrom(server.Addr(), 443))
+			if n := h.Counters(); n.UDPBlocked != 4 || n.Blocked != 2 || got.Load() != 0 || n.Up+n.DirectUp != 0 {
+				t.Errorf("policy %v: %+v, %d leaked", c.policy, n, got.Load())
+			}
+		}
+		a.expectRefused(t, "x", netip.AddrPortFrom(server.Addr(), 9))
+	}
+}
+
+// TestPacketsDeadProxy: refused at once, and not dialled for every datagram.
+func TestPacketsDeadProxy(t *testing.T) {
+	var dials atomic.Int32
+	dead := newUpstream(t, "socks5://127.0.0.1:1", upstream.Options{})
+	h := handler(t, func(o *Options) {
+		o.Current = func() *upstream.Upstream { return dead }
+		o.Observe = func(*upstream.Upstream, error) { dials.Add(1) }
+	})
+	a := newAppSocket()
+	to := netip.MustParseAddrPort("127.0.0.1:9999")
+	carryPackets(t, h, udpFlow(to), a)
+	for range 20 {
+		a.expectRefused(t, "x", to)
+	}
+	if n := dials.Load(); n < 1 || n > 2 {
+		t.Errorf("%d dials", n)
+	}
+}
+
+// dnsFake answers every datagram it is given.
+type dnsFake struct{ seen atomic.Int32 }
+
+func (d *dnsFake) HandleStream(_ context.Context, _ flow.Flow, p flow.Pending) {
+	p.Reject(flow.Refused)
+}
+
+func (d *dnsFake) HandlePackets(_ context.Context, _ flow.Flow, app net.PacketConn) {
+	defer app.Close()
+	b := make([]byte, 4096)
+	for {
+		n, to, err := app.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		d.seen.Add(1)
+		app.WriteTo(append([]byte("dns:"), b[:n]...), to)
+	}
+}
+
+// TestPacketsDNS: port 53 goes to DNS, whether it comes first or not, and
+// other datagrams of the same socket go their way.
+func TestPacketsDNS(t *testing.T) {
+	server, _ := udpServer(t, "s", "127.0.0.1:0")
+	dns53 := netip.MustParseAddrPort("9.9.9.9:53")
+	for _, first := range []netip.AddrPort{dns53, server} {
+		fake := &dnsFake{}
+		h := handler(t, func(o *Options) { o.DNS = fake; o.Blocked = func() bool { return false } })
+		a := newAppSocket()
+		carryPackets(t, h, udpFlow(first), a)
+		for range 3 {
+			if d := a.ask(t, "q", flow.UDPAddrOf(dns53)); d.data != "dns:q" || flow.AddrPortOf(d.addr) != dns53 {
+				t.Errorf("%+v", d)
+			}
+			if d := a.ask(t, "x", flow.UDPAddrOf(server)); d.data != "s:x" {
+				t.Errorf("%+v", d)
+			}
+		}
+		if fake.seen.Load() != 3 {
+			t.Errorf("DNS saw %d", fake.seen.Load())
+		}
+	}
+}
+
+func TestPacketsIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		connect, err := upstream.New(upstream.Spec{Name: "p", Scheme: "http", Host: "127.0.0.1", Port: 1}, upstream.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := New(Options{Direct: connect, Current: func() *upstream.Upstream { return connect }})
+		begin := time.Now()
+		a := newAppSocket()
+		to := netip.MustParseAddrPort("127.0.0.1:9999")
+		go func() {
+			time.Sleep(30 * time.Second)
+			a.in <- datagram{"x", flow.UDPAddrOf(to)}
+		}()
+		h.HandlePackets(t.Context(), udpFlow(to), a)
+		if d := time.Since(begin); d != 90*time.Second {
+			t.Errorf("ended after %v", d)
+		}
+	})
+}
