@@ -106,9 +106,11 @@ func (u *userspace) Run(ctx context.Context) error {
 	default:
 	}
 	cancel()
-	<-flows.shut()
-	s.Destroy()
 	link.Close()
+	sessions.closeAll()
+	s.Close() // what is still open now is cut off, so that no flow outlasts the device
+	<-flows.shut()
+	s.Wait()
 	loops.Wait()
 	return err
 }

@@ -150,3 +150,13 @@ func (u *gvisorUDP) remove(s *gvisorSession) {
 		delete(u.sessions, s.app)
 	}
 }
+
+// closeAll closes every session.
+func (u *gvisorUDP) closeAll() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, s := range u.sessions {
+		s.shut()
+	}
+	clear(u.sessions)
+}
