@@ -38,7 +38,7 @@ func onBus(address string, f func(context.Context, *dbus.Conn) error) error {
 		conn, err = dbus.Connect(address, dbus.WithContext(ctx))
 	}
 	if err != nil {
-		return fmt.Errorf("connect to d-bus: %w", err)
+		return fmt.Errorf("%w: connect to d-bus: %w", errLater, err)
 	}
 	defer conn.Close()
 	return f(ctx, conn)
@@ -127,7 +127,7 @@ func revertResolved(bus string, o op) error {
 		_ = object.CallWithContext(ctx, resolvedManager+".FlushCaches", 0).Err // fake addresses mean nothing now
 		return err
 	})
-	if err != nil && strings.HasPrefix(err.Error(), "connect to d-bus") {
+	if errors.Is(err, errLater) {
 		return nil // no bus, no systemd-resolved
 	}
 	return err
@@ -229,12 +229,11 @@ func settings(content []byte, keyword string) []string {
 }
 
 // revertNetworkManager empties the global configuration if it is still ours. A
-// NetworkManager that does not run keeps it on disk, so that this must fail
-// then and be done by a later start.
+// NetworkManager that does not run keeps it on disk: errLater.
 func revertNetworkManager(bus string, o op) error {
 	return onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
 		if !hasOwner(ctx, conn, nmName) {
-			return errors.New("networkmanager does not run: its dns can be restored once it does")
+			return fmt.Errorf("%w: networkmanager does not run", errLater)
 		}
 		config, err := nmGlobalDNS(conn)
 		if err != nil {

@@ -26,7 +26,10 @@ var (
 
 const lockName = "lock"
 
-var errClosed = errors.New("the network host is closed")
+var (
+	errClosed = errors.New("the network host is closed")
+	errLater  = errors.New("cannot be undone now")
+)
 
 // Host is the network of this machine, or of the network namespace that the
 // process is in. Made by New.
@@ -343,13 +346,17 @@ func (h *Host) unmake(e entry) error {
 	return err
 }
 
-// undoAll undoes everything in force; it goes on after an error.
+// undoAll undoes everything in force; it goes on after an error. What can only
+// be undone later stays in the journal.
 func (h *Host) undoAll() error {
 	var errs []error
 	for _, e := range slices.Backward(slices.Clone(h.journal.pending)) {
-		if err := h.unmake(e); err != nil {
-			errs = append(errs, err)
+		err := h.unmake(e)
+		if errors.Is(err, errLater) {
+			h.log.Warn("a change will be undone by a later start", "change", e.Op.String(), "error", err)
+			continue
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
