@@ -72,9 +72,37 @@ func (n *node) mounts() error {
 			return fmt.Errorf("mount %s on %s: %w", m.from, m.to, err)
 		}
 	}
+	if err := n.sharedMemory(); err != nil {
+		return err
+	}
 	f, err := os.Open("/proc/thread-self/ns/mnt")
 	n.mnt = f
 	return err
+}
+
+// sharedMemory gives the node a /dev/shm of its own (squid leaves files of
+// fixed names there), in which the lab's folder stays where it is.
+func (n *node) sharedMemory() error {
+	lab := filepath.Dir(n.dir)
+	fd, err := unix.Open(lab, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Mount("lab", "/dev/shm", "tmpfs", 0, "mode=1777"); err != nil {
+		return fmt.Errorf("mount /dev/shm: %w", err)
+	}
+	if filepath.Dir(lab) != "/dev/shm" {
+		return nil
+	}
+	if err := os.Mkdir(lab, 0o755); err != nil {
+		return err
+	}
+	// By its descriptor: its path is hidden now.
+	if err := unix.Mount(fmt.Sprintf("/proc/thread-self/fd/%d", fd), lab, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind the lab's folder: %w", err)
+	}
+	return nil
 }
 
 func (n *node) close() error { return n.mnt.Close() }

@@ -75,26 +75,26 @@ func (a *app) get(ctx context.Context, url string, want int64) (time.Duration, e
 	return time.Since(start), err
 }
 
-// browse loads pages of one site, one after the other.
+// browse loads pages of one site, one after the other: the page itself, then
+// all that it refers to.
 func (a *app) browse(ctx context.Context) ([]time.Duration, error) {
 	var mu sync.Mutex
 	var all []time.Duration
+	object := func(ctx context.Context, seed int) error {
+		d, err := a.get(ctx, fmt.Sprintf("https://example.test/bytes?n=%d&seed=%d", objectBytes, seed), objectBytes)
+		mu.Lock()
+		all = append(all, d)
+		mu.Unlock()
+		return err
+	}
 	for page := range pages {
+		if err := object(ctx, page*100); err != nil {
+			return nil, err
+		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.SetLimit(parallel)
-		for i := range requestsPerPage {
-			g.Go(func() error {
-				d, err := a.get(ctx, fmt.Sprintf("https://example.test/bytes?n=%d&seed=%d", objectBytes, page*100+i), objectBytes)
-				mu.Lock()
-				all = append(all, d)
-				mu.Unlock()
-				return err
-			})
-			if i == 0 { // the page itself, before what it refers to
-				if err := g.Wait(); err != nil {
-					return nil, err
-				}
-			}
+		for i := 1; i < requestsPerPage; i++ {
+			g.Go(func() error { return object(ctx, page*100+i) })
 		}
 		if err := g.Wait(); err != nil {
 			return nil, err

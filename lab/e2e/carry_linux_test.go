@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -70,7 +71,7 @@ func (w way) upstream(t *testing.T, l *lab.Lab) (toml string, allow []capture.Tu
 	}
 	toml = fmt.Sprintf("[[upstream]]\nname = %q\nurl = %q\n", w.name, url)
 	if strings.HasPrefix(url, "https:") {
-		toml += fmt.Sprintf("ca = %q\nsni = \"proxy.test\"\n", l.CAFile())
+		toml += fmt.Sprintf("ca = %q\nsni = \"lab.test\"\n", l.CAFile())
 	}
 	allow = []capture.Tuple{{Proto: "tcp", Dst: at}}
 	if w.udp {
@@ -95,7 +96,7 @@ func TestCarry(t *testing.T) {
 func carry(t *testing.T, w way, stack string) {
 	l := lab.NewTest(t, lab.Options{})
 	upstream, allow := w.upstream(t, l)
-	cap, err := l.Capture("")
+	cap, err := l.Capture(os.Getenv("ATLANTIC_PCAP"))
 	if err != nil {
 		t.Fatal(err)
 	}
