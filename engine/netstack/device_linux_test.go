@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -24,6 +23,7 @@ func inNamespace(t *testing.T) bool {
 	if os.Getenv("NETSTACK_NAMESPACE") == t.Name() {
 		return true
 	}
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: not root, the kernel path is not tested")
 	}
@@ -51,24 +51,8 @@ type rawTUN struct {
 	tun.Device // nil: the kernel path uses nothing else
 	name       string
 	queues     []platform.Queue
-	closing    atomic.Bool
 	close      func() error
 }
-
-type rawQueue struct {
-	fd     int
-	device *rawTUN
-}
-
-func (q *rawQueue) Read(p []byte) (int, error) {
-	n, err := unix.Read(q.fd, p)
-	if q.device.closing.Load() {
-		return 0, os.ErrClosed
-	}
-	return n, err
-}
-
-func (q *rawQueue) Write(p []byte) (int, error) { return unix.Write(q.fd, p) }
 
 func (d *rawTUN) Queues() []platform.Queue { return d.queues }
 func (d *rawTUN) Name() (string, error)    { return d.name, nil }
@@ -82,7 +66,7 @@ func openTUN(t testing.TB, name string, queues, mtu int) *rawTUN {
 	t.Helper()
 	d := &rawTUN{name: name}
 	for range queues {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,17 +79,17 @@ func openTUN(t testing.TB, name string, queues, mtu int) *rawTUN {
 		); err != nil {
 			t.Fatal(err)
 		}
-		d.queues = append(d.queues, &rawQueue{fd: fd, device: d})
+		d.queues = append(d.queues, os.NewFile(uintptr(fd), name))
 	}
 	d.close = sync.OnceValue(func() error {
-		d.closing.Store(true)
-		err := exec.Command("ip", "link", "del", name).Run() // wakes blocked reads
+		var err error
 		for _, q := range d.queues {
-			unix.Close(q.(*rawQueue).fd)
+			err = errors.Join(err, q.(*os.File).Close()) // ends its reads
 		}
 		return err
 	})
 	sh(t, strings.NewReplacer("DEV", name).Replace(`
+		sysctl -qw net.ipv4.conf.all.rp_filter=1 || echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter
 		ip link set lo up
 		ip addr add 198.18.0.1/15 dev DEV
 		ip -6 addr add fd61:746c:616e:7469::1/64 dev DEV nodad

@@ -72,12 +72,8 @@ func newFamily(prefix netip.Prefix) (*family, error) {
 // listen opens the listener that translated connections reach; device is the
 // TUN's name.
 func (f *family) listen(device string) error {
-	lc := net.ListenConfig{
-		Control: bindToDevice(device),
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle,
-			Interval: keepAliveInterval, Count: keepAliveCount},
-	}
-	lc.SetMultipathTCP(false) // Go's default; such a socket does not splice
+	lc := net.ListenConfig{Control: listenerOptions(device), KeepAlive: -1} // accepted connections inherit it
+	lc.SetMultipathTCP(false)                                               // Go's default; such a socket does not splice
 	network := "tcp4"
 	if f.v6 {
 		network = "tcp6"

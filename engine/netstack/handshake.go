@@ -112,7 +112,7 @@ func (a *tcpAsked) Accept() (flow.StreamConn, error) {
 		}
 		return c, nil
 	case <-t.C:
-		why = fmt.Errorf("no handshake with the app within %v", acceptWithin)
+		why = fmt.Errorf("no handshake with the app within %v (does a firewall drop what comes in by the tun device?)", acceptWithin)
 	case <-a.k.done:
 		why = net.ErrClosed
 	}
@@ -140,7 +140,7 @@ func (a *tcpAsked) Reject(reason flow.Reason) {
 	}
 	p, _ := parse(a.syn)
 	if reason == flow.Unreachable {
-		a.k.unreachable(a.queue, &p, hostUnreachable())
+		a.k.unreachable(a.queue, &p, noHost())
 	}
 	a.k.reset(a.queue, &p)
 }

@@ -59,6 +59,13 @@ type counters struct {
 	malformed, ignored, refused, full, udpDropped, udpEvicted, writeErrors atomic.Uint64
 }
 
+func (c *counters) stats() Stats {
+	return Stats{
+		Malformed: c.malformed.Load(), Ignored: c.ignored.Load(), Refused: c.refused.Load(), Full: c.full.Load(),
+		UDPDropped: c.udpDropped.Load(), UDPEvicted: c.udpEvicted.Load(), WriteErrors: c.writeErrors.Load(),
+	}
+}
+
 // newKernel opens the listeners; it starts no goroutine.
 func newKernel(o Options, queues []platform.Queue) (*kernel, error) {
 	name, err := o.Device.Name()

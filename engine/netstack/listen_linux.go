@@ -8,10 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bindToDevice makes a listening socket reachable only by device (nobody on the
-// LAN, nor a local app over loopback, can connect to it), and lets it bind
-// before the device has its address.
-func bindToDevice(device string) func(network, address string, c syscall.RawConn) error {
+// listenerOptions makes a listening socket reachable only by device (nobody on
+// the LAN, nor a local app over loopback, can connect to it), and lets it bind
+// before the device has its address. Keep-alive is set here, once, because
+// accepted sockets inherit it: four system calls fewer per connection.
+func listenerOptions(device string) func(network, address string, c syscall.RawConn) error {
 	return func(network, _ string, c syscall.RawConn) error {
 		var err error
 		ctlErr := c.Control(func(fd uintptr) {
@@ -21,10 +22,14 @@ func bindToDevice(device string) func(network, address string, c syscall.RawConn
 			}
 			err = errors.Join(
 				unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device),
-				unix.SetsockoptInt(int(fd), level, freebind, 1))
+				unix.SetsockoptInt(int(fd), level, freebind, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAliveIdle.Seconds())),
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAliveInterval.Seconds())),
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount))
 		})
 		if err = errors.Join(ctlErr, err); err != nil {
-			return fmt.Errorf("bind to device %q: %w", device, err)
+			return fmt.Errorf("options of the listener on device %q: %w", device, err)
 		}
 		return nil
 	}

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// bindToDevice fails: only Linux has the kernel path.
-func bindToDevice(string) func(network, address string, c syscall.RawConn) error {
+// listenerOptions fails: only Linux has the kernel path.
+func listenerOptions(string) func(network, address string, c syscall.RawConn) error {
 	return func(string, string, syscall.RawConn) error { return errors.ErrUnsupported }
 }

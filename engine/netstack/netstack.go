@@ -18,6 +18,12 @@
 // between them is splice(2). A new connection's SYN is held until the Handler
 // has accepted or rejected the flow, so that a dead target looks dead.
 //
+// A queue's Read should park its goroutine (os.NewFile over a non-blocking
+// descriptor) rather than its thread: the thread that has written a packet then
+// also runs whom that packet woke. Measured 2026-11-22, 2 cores, against
+// blocking reads: 20 to 30 % less CPU a byte, a request and a connection, and a
+// keep-alive round trip shorter by about a fifth.
+//
 // UDP does not go through gVisor on the kernel path: a session here is one map
 // entry, one small queue and one goroutine, where a gVisor endpoint costs
 // several times that, and a datagram crosses one channel instead of a stack
@@ -106,6 +112,26 @@ func New(o Options) (*Stack, error) {
 		return nil, fmt.Errorf("userspace path: %w", err)
 	}
 	return &Stack{carrier: u, path: "userspace"}, nil
+}
+
+// Stats count what was not carried since the start. All but WriteErrors are
+// expected under hostile input or overload.
+type Stats struct {
+	Malformed   uint64 // packets that are not what their headers say
+	Ignored     uint64 // multicast, ICMP errors, other protocols: dropped in silence
+	Refused     uint64 // RST or port unreachable sent
+	Full        uint64 // of these, because a table was full
+	UDPDropped  uint64 // datagrams lost to a full queue or table
+	UDPEvicted  uint64 // sessions that made room for others
+	WriteErrors uint64 // packets that the device did not take
+}
+
+// Stats reports the counters of the kernel path; the userspace path has none.
+func (s *Stack) Stats() Stats {
+	if k, ok := s.carrier.(*kernel); ok {
+		return k.counters.stats()
+	}
+	return Stats{}
 }
 
 // Path is "kernel" or "userspace".
