@@ -97,13 +97,14 @@ type liveScreen struct {
 
 func (s *liveScreen) show(lines []styled) {
 	var b strings.Builder
+	b.WriteString("\x1b[?7l") // a long line is cut, not wrapped: the count below stays right
 	if s.lines > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA", s.lines)
 	}
 	for _, l := range lines {
 		fmt.Fprintf(&b, "\r\x1b[K%s\n", l)
 	}
-	b.WriteString("\x1b[J")
+	b.WriteString("\x1b[J\x1b[?7h")
 	io.WriteString(s.p.w, b.String())
 	s.lines = len(lines)
 }
@@ -153,8 +154,10 @@ func colon(cause string) string {
 
 func upstreamText(u api.Upstream) string {
 	switch {
-	case u.Scheme == "direct":
+	case u.Scheme == "direct" && u.Name == "direct":
 		return "direct (no proxy)"
+	case u.Scheme == "direct":
+		return u.Name + " (direct, no proxy)"
 	case u.Name == "" && u.Scheme == "":
 		return "no upstream"
 	case u.Address == "" || strings.Contains(u.Name, u.Address):
