@@ -20,11 +20,15 @@ import (
 // names knows whom to ask for a name, and how to reach them:
 //
 //	what apps ask beyond addresses ─► exchange ─► the configured servers, through the upstream
-//	names that are this network's own ─► local ─► the machine's former resolvers, by the physical network
-//	where a direct flow leads ─► lookup ─┘
+//	names that are this network's own ─► local ─► those of the machine's former resolvers that are on this network
+//	where a direct flow leads ─► lookup ─► the machine's former resolvers
+//
+// The last two leave by the physical network. A resolver elsewhere is never
+// asked for a local name: it could not know it, and would learn of it.
 type names struct {
 	remote *dns.Client                // nil if no servers are configured
-	system atomic.Pointer[dns.Client] // nil while the machine has no resolver
+	system atomic.Pointer[dns.Client] // the machine's former resolvers; nil if there are none
+	near   atomic.Pointer[dns.Client] // those of them on this network; nil if there are none
 	lan    atomic.Pointer[[]netip.Prefix]
 	ups    *upstreams
 	dialer net.Dialer // its sockets leave by the physical network
@@ -92,17 +96,23 @@ var errNoResolver = errors.New("this machine has no DNS resolver to ask")
 // exchange asks the configured servers through the upstream in use. Without an
 // upstream proxy (direct) the machine's own resolvers are as good, and nearer.
 func (n *names) exchange(ctx context.Context, query []byte) ([]byte, error) {
-	if n.remote == nil || n.ups.current() == n.ups.direct && n.system.Load() != nil {
-		return n.local(ctx, query)
+	if c := n.system.Load(); c != nil && (n.remote == nil || n.ups.current() == n.ups.direct) {
+		return c.Exchange(ctx, query)
+	}
+	if n.remote == nil {
+		return nil, errNoResolver
 	}
 	return n.remote.Exchange(ctx, query)
 }
 
-// local asks the machine's own former resolvers.
+// local asks the resolvers of this network.
 func (n *names) local(ctx context.Context, query []byte) ([]byte, error) {
-	c := n.system.Load()
+	c := n.near.Load()
+	if n.ups.current() == n.ups.direct {
+		c = n.system.Load()
+	}
 	if c == nil {
-		return nil, errNoResolver
+		return nil, fmt.Errorf("no resolver on this network: %w", dns.ErrNoSuchName)
 	}
 	return c.Exchange(ctx, query)
 }
@@ -123,19 +133,31 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 func (n *names) setNetwork(c platform.NetChange) {
 	lan := c.LAN
 	n.lan.Store(&lan)
-	servers := make([]string, 0, len(c.DNS))
+	var near []netip.Addr
 	for _, a := range c.DNS {
-		servers = append(servers, a.String())
+		if n.isLocal(a) {
+			near = append(near, a)
+		}
 	}
+	n.replace(&n.system, c.DNS)
+	n.replace(&n.near, near)
+}
+
+// replace puts a client of the given servers in place of an older one.
+func (n *names) replace(at *atomic.Pointer[dns.Client], servers []netip.Addr) {
 	var fresh *dns.Client
 	if len(servers) > 0 {
+		texts := make([]string, len(servers))
+		for i, a := range servers {
+			texts[i] = a.String()
+		}
 		var err error
-		fresh, err = dns.NewClient(dns.ClientOptions{Servers: servers, Dial: n.dialer.DialContext, Log: n.log})
+		fresh, err = dns.NewClient(dns.ClientOptions{Servers: texts, Dial: n.dialer.DialContext, Log: n.log})
 		if err != nil {
 			n.log.Warn("the machine's resolvers cannot be used", "err", err)
 		}
 	}
-	if old := n.system.Swap(fresh); old != nil {
+	if old := at.Swap(fresh); old != nil {
 		old.Close()
 	}
 }
@@ -159,7 +181,6 @@ func (n *names) close() {
 	if n.remote != nil {
 		n.remote.Close()
 	}
-	if c := n.system.Swap(nil); c != nil {
-		c.Close()
-	}
+	n.replace(&n.system, nil)
+	n.replace(&n.near, nil)
 }

@@ -240,6 +240,10 @@ func (s *Server) slow(ctx context.Context, q *request) []byte {
 	out := new(dns.Msg)
 	out.SetReply(q.msg)
 	out.RecursionAvailable = true
+	if errors.Is(err, ErrNoSuchName) {
+		nothing(out, dns.RcodeNameError)
+		return pack(q.msg, out, q.limit)
+	}
 	if err != nil {
 		s.opt.Log.Debug("dns: no answer", "name", q.msg.Question[0].Name, "err", err)
 		out.Rcode = dns.RcodeServerFailure

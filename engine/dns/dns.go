@@ -52,6 +52,9 @@ const (
 
 var errIgnored = errors.New("not a query")
 
+// ErrNoSuchName makes the Server answer that a name does not exist.
+var ErrNoSuchName = errors.New("no such name")
+
 // Options of a Server. The functions are called concurrently.
 type Options struct {
 	Mode string // fake-ip, real
@@ -62,7 +65,8 @@ type Options struct {
 	File         string // where the mapping is kept; "" means memory only
 	// Exchange asks the configured servers: packed query in, packed answer out.
 	Exchange func(ctx context.Context, query []byte) ([]byte, error)
-	// Local asks the resolvers that the machine had, for local names; nil
+	// Local asks the resolvers that the machine had, for local names. It fails
+	// with ErrNoSuchName where none of them can know such a name. Nil
 	// means that there are none.
 	Local func(ctx context.Context, query []byte) ([]byte, error)
 	Log   *slog.Logger
