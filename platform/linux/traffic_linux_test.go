@@ -18,6 +18,7 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
@@ -183,10 +184,37 @@ func TestInboundConnectionsKeepTheirInterface(t *testing.T) {
 	if err := echoes(c); err != nil {
 		t.Errorf("a socket of ours: %v", err)
 	}
+	if got, device := sockopts(t, c); got != int(mark) || device != "eth0" {
+		t.Errorf("a socket of ours has mark %#x and device %q", got, device)
+	}
+	lan, err := own.Dial("udp", "192.168.7.1:53") // on the link: only marked
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lan.Close()
+	if got, device := sockopts(t, lan); got != int(mark) || device != "" {
+		t.Errorf("a socket of ours to the LAN has mark %#x and device %q", got, device)
+	}
 	if c, err := net.DialTimeout("tcp", "203.0.113.9:8080", 500*time.Millisecond); err == nil {
 		c.Close()
 		t.Error("an app's connection left by eth0")
 	}
+}
+
+func sockopts(t *testing.T, c net.Conn) (mark int, device string) {
+	t.Helper()
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = raw.Control(func(fd uintptr) {
+		mark, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK)
+		device, _ = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mark, device
 }
 
 // Without nftables the listening ports keep their interface.
@@ -273,102 +301,118 @@ func TestWhereTrafficGoes(t *testing.T) {
 }
 
 // Packets come out of the queues with their virtio_net_hdr, and out of Read
-// without.
+// without. Closing ends both.
 func TestTUNCarriesPackets(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
 	for _, queues := range []int{1, 4} {
-		t.Run(fmt.Sprint(queues, " queues"), func(t *testing.T) {
-			m := newMachine(t)
-			h := m.open(t)
-			defer h.Close()
-			cfg := platform.TUNConfig{Name: "atlantic0", MTU: 1400, Queues: queues, Addr4: netip.MustParsePrefix("198.18.0.1/15")}
-			dev, err := h.OpenTUN(cfg)
+		m := newMachine(t)
+		h := m.open(t)
+		open := func() tun.Device {
+			dev, err := h.OpenTUN(platform.TUNConfig{
+				Name: "atlantic0", MTU: 1400, Queues: queues, Addr4: netip.MustParsePrefix("198.18.0.1/15"),
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			qs := dev.(platform.MultiQueue).Queues()
-			if len(qs) != queues {
-				t.Fatalf("%d queues, want %d", len(qs), queues)
+			if n := len(dev.(platform.MultiQueue).Queues()); n != queues {
+				t.Fatalf("%d queues, want %d", n, queues)
 			}
-			got := make(chan []byte, 100)
-			for _, q := range qs {
-				go func() {
-					buf := make([]byte, 1<<16)
-					for {
-						n, err := q.Read(buf)
-						if err != nil {
-							if !errors.Is(err, os.ErrClosed) {
-								t.Errorf("read ended with %v, want os.ErrClosed", err)
-							}
-							return
-						}
-						got <- bytes.Clone(buf[:n])
-					}
-				}()
-			}
-			sendTo(t, "198.18.9.9:9999", "hello raw")
-			select {
-			case p := <-got:
-				if !bytes.HasSuffix(p, []byte("hello raw")) || p[vnetHdrLen]>>4 != 4 {
-					t.Errorf("packet %x", p)
-				}
-			case <-time.After(2 * time.Second):
-				t.Error("no packet in any queue")
-			}
-			if err := dev.Close(); err != nil {
-				t.Fatal(err)
-			}
+			return dev
+		}
+		t.Run(fmt.Sprint(queues, " raw"), func(t *testing.T) { testRawQueues(t, open()) })
+		t.Run(fmt.Sprint(queues, " through Read"), func(t *testing.T) { testDeviceRead(t, open()) })
+		h.Close()
+	}
+}
 
-			dev, err = h.OpenTUN(cfg)
+func testRawQueues(t *testing.T, dev tun.Device) {
+	got := make(chan []byte, 100)
+	ended := make(chan error, 16)
+	qs := dev.(platform.MultiQueue).Queues()
+	for _, q := range qs {
+		go func() {
+			buf := make([]byte, 1<<16)
+			for {
+				n, err := q.Read(buf)
+				if err != nil {
+					ended <- err
+					return
+				}
+				got <- bytes.Clone(buf[:n])
+			}
+		}()
+	}
+	sendTo(t, "198.18.9.9:9999", "hello raw")
+	select {
+	case p := <-got:
+		if !bytes.HasSuffix(p, []byte("hello raw")) || p[vnetHdrLen]>>4 != 4 {
+			t.Errorf("packet %x", p)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("no packet in any queue")
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range qs {
+		select {
+		case err := <-ended:
+			if !errors.Is(err, os.ErrClosed) {
+				t.Errorf("read ended with %v, want os.ErrClosed", err)
+			}
+		case <-time.After(2 * time.Second):
+			t.Fatal("a queue's Read is blocked after Close")
+		}
+	}
+}
+
+func testDeviceRead(t *testing.T, dev tun.Device) {
+	const offset = 10
+	bufs := make([][]byte, dev.BatchSize())
+	for i := range bufs {
+		bufs[i] = make([]byte, 2000)
+	}
+	got := make(chan string, 100)
+	ended := make(chan error, 1)
+	go func() {
+		sizes := make([]int, len(bufs))
+		for {
+			n, err := dev.Read(bufs, sizes, offset)
 			if err != nil {
-				t.Fatalf("open again: %v", err)
+				ended <- err
+				return
 			}
-			bufs := make([][]byte, dev.BatchSize())
-			for i := range bufs {
-				bufs[i] = make([]byte, 2000)
+			for i := range n {
+				got <- string(bufs[i][offset : offset+sizes[i]])
 			}
-			sizes := make([]int, len(bufs))
-			ready := make(chan string, 10)
-			go func() {
-				for {
-					n, err := dev.Read(bufs, sizes, 10)
-					if err != nil {
-						ready <- err.Error()
-						return
-					}
-					for i := range n {
-						ready <- string(bufs[i][10 : 10+sizes[i]])
-					}
-				}
-			}()
-			time.Sleep(50 * time.Millisecond) // the other queues are detached at the first Read
-			for i := range 5 {                // whatever queue a flow would hash to
-				sendTo(t, "198.18.9.9:"+strconv.Itoa(9000+i), "hello device")
+		}
+	}()
+	time.Sleep(50 * time.Millisecond) // the other queues are detached at the first Read
+	for i := range 5 {                // whatever queue a flow would hash to
+		sendTo(t, "198.18.9.9:"+strconv.Itoa(9000+i), "hello device")
+	}
+	for range 5 {
+		select {
+		case p := <-got:
+			if !strings.HasSuffix(p, "hello device") {
+				t.Errorf("packet %q", p)
 			}
-			for range 5 {
-				select {
-				case p := <-ready:
-					if !strings.HasSuffix(p, "hello device") {
-						t.Errorf("packet %q", p)
-					}
-				case <-time.After(2 * time.Second):
-					t.Fatal("a packet is missing")
-				}
-			}
-			if err := dev.Close(); err != nil {
-				t.Fatal(err)
-			}
-			select {
-			case e := <-ready:
-				if e != os.ErrClosed.Error() {
-					t.Errorf("read ended with %q", e)
-				}
-			case <-time.After(2 * time.Second):
-				t.Error("Read is blocked after Close")
-			}
-		})
+		case <-time.After(2 * time.Second):
+			t.Fatal("a packet is missing")
+		}
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if !errors.Is(err, os.ErrClosed) {
+			t.Errorf("read ended with %v, want os.ErrClosed", err)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("Read is blocked after Close")
 	}
 }
 

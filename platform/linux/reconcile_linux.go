@@ -1,0 +1,221 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// reconcile makes want the list of objects in force: it undoes what is not
+// wanted, newest first, and makes what is missing, in order. If a change fails
+// it goes back to where it was.
+func (h *Host) reconcile(ctx context.Context, want []op) (err error) {
+	wanted := make(map[string]bool, len(want))
+	for _, o := range want {
+		wanted[o.String()] = true
+	}
+	have := make(map[string]bool)
+	var drop []entry
+	for _, e := range h.journal.pending {
+		if text := e.Op.String(); wanted[text] && !have[text] {
+			have[text] = true
+		} else {
+			drop = append(drop, e)
+		}
+	}
+	var dropped, added []op
+	defer func() {
+		if err != nil {
+			h.rollBack(dropped, added)
+		}
+	}()
+	for _, e := range slices.Backward(drop) {
+		if err := h.unmake(e); err != nil {
+			return err
+		}
+		dropped = append(dropped, *e.Op)
+	}
+	for _, o := range want {
+		if have[o.String()] {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := h.make(o); err != nil {
+			return err
+		}
+		added = append(added, o)
+	}
+	return nil
+}
+
+// rollBack undoes a reconcile that failed half way.
+func (h *Host) rollBack(dropped, added []op) {
+	for _, o := range slices.Backward(added) {
+		for _, e := range slices.Clone(h.journal.pending) {
+			if e.Op.String() == o.String() {
+				if err := h.unmake(e); err != nil {
+					h.log.Error("cannot roll back", "change", o.String(), "error", err)
+				}
+			}
+		}
+	}
+	for _, o := range slices.Backward(dropped) {
+		if err := h.make(o); err != nil {
+			h.log.Error("cannot roll back", "change", o.String(), "error", err)
+		}
+	}
+}
+
+// make journals o and makes it. If making fails it is undone at once.
+func (h *Host) make(o op) error {
+	o, err := h.prepare(o)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o, err)
+	}
+	h.fault()
+	seq, err := h.journal.add(o)
+	if err != nil {
+		return err
+	}
+	h.fault()
+	err = h.do(o)
+	h.fault()
+	if err != nil {
+		if undoErr := h.unmake(entry{Seq: seq, Op: &o}); undoErr != nil {
+			h.log.Error("cannot undo a failed change", "change", o.String(), "error", undoErr)
+		}
+		return fmt.Errorf("%s: %w", o, err)
+	}
+	h.log.Debug("made", "change", o.String())
+	return nil
+}
+
+func (h *Host) unmake(e entry) error {
+	h.fault()
+	if err := h.undo(*e.Op); err != nil {
+		return fmt.Errorf("undo %s: %w", e.Op, err)
+	}
+	h.fault()
+	err := h.journal.undone(e.Seq)
+	h.fault()
+	h.log.Debug("undid", "change", e.Op.String())
+	return err
+}
+
+// undoAll undoes everything in force; it goes on after an error. What can only
+// be undone later stays in the journal.
+func (h *Host) undoAll() error {
+	var errs []error
+	for _, e := range slices.Backward(slices.Clone(h.journal.pending)) {
+		err := h.unmake(e)
+		if errors.Is(err, errLater) {
+			h.log.Warn("a change will be undone by a later start", "change", e.Op.String(), "error", err)
+			continue
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (h *Host) fault() {
+	if h.system.fault != nil {
+		h.system.fault()
+	}
+}
+
+// prepare completes o with what has to be remembered to undo it.
+func (h *Host) prepare(o op) (op, error) {
+	switch o.Kind {
+	case opSysctl:
+		was, err := readSysctl(o.Key)
+		if err != nil {
+			return o, err
+		}
+		if was != o.Value {
+			o.Was = was
+		}
+	case opDNS:
+		return h.prepareDNS(o)
+	}
+	return o, nil
+}
+
+// do makes o. It succeeds if o is there already.
+func (h *Host) do(o op) error {
+	switch o.Kind {
+	case opRule:
+		return addRule(o)
+	case opRoute:
+		return addRoute(o)
+	case opNFT:
+		return addNFT(o)
+	case opSysctl:
+		return writeSysctl(o.Key, o.Value)
+	case opDNS:
+		return h.setDNS(o)
+	}
+	return fmt.Errorf("unknown kind of change %q", o.Kind)
+}
+
+// undo removes o. It succeeds if o is gone already, and leaves alone what
+// somebody else has changed since.
+func (h *Host) undo(o op) error {
+	switch o.Kind {
+	case opRule:
+		return deleteRule(o)
+	case opRoute:
+		return deleteRoute(o)
+	case opNFT:
+		return deleteNFT()
+	case opSysctl:
+		return restoreSysctl(o)
+	case opDNS:
+		return h.restoreDNS(o)
+	}
+	return fmt.Errorf("unknown kind of change %q", o.Kind)
+}
+
+func readSysctl(key string) (string, error) {
+	b, err := os.ReadFile(filepath.Join("/proc/sys", key))
+	if err != nil {
+		return "", fmt.Errorf("read sysctl: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+func writeSysctl(key, value string) error {
+	f, err := os.OpenFile(filepath.Join("/proc/sys", key), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("write sysctl: %w", err)
+	}
+	_, err = f.WriteString(value)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("write sysctl %s: %w", key, err)
+	}
+	return nil
+}
+
+// restoreSysctl writes back what was there, unless somebody has set another
+// value since or the interface is gone.
+func restoreSysctl(o op) error {
+	if o.Was == "" {
+		return nil
+	}
+	now, err := readSysctl(o.Key)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil || now != o.Value {
+		return err
+	}
+	return writeSysctl(o.Key, o.Was)
+}
