@@ -174,6 +174,12 @@ func TestPacketsNames(t *testing.T) {
 		t.Errorf("big datagram: %d bytes", len(d.data))
 	}
 	l := h.Flows()
+	for range 100 { // counted after it is delivered
+		if l = h.Flows(); l[0].Down == 60010+44 && l[0].Up == 60010 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	if len(l) != 1 || l[0].Flow.ID != f.ID || l[0].Up != 60010 || l[0].Down != 60010+44 || l[0].Flow.Target.Name != "one.example" || l[0].FirstByte == 0 {
 		t.Errorf("%+v", l)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,10 @@ const (
 	// chunkBytes is what passes through our hands at once. What one read fills
 	// less than that is not worth splicing.
 	chunkBytes = 32 << 10
+	// spliceSlice and spliceBytes bound one call that splices. With 20 ms and
+	// 16 MiB throughput is what plain io.Copy's is (2026-11).
+	spliceSlice = 20 * time.Millisecond
+	spliceBytes = 16 << 20
 	// idleBytes is the buffer that waits where the system cannot say that bytes
 	// have come without one.
 	idleBytes = 2 << 10
@@ -87,7 +92,7 @@ type pump struct {
 
 // run copies until the end of src (nil) or an error of either side.
 //
-//	both TCP, Linux     read 32 KiB at most; if there was more, splice all that waits
+//	both TCP, Linux     read 32 KiB at most; if that is full, splice till there is a pause
 //	from TCP, Linux     read when there is something to read, without a buffer till then
 //	from a chunk queue  the source writes its chunks itself (HTTP/2 streams)
 //	anything else       a small buffer waits; a large one takes over while it fills
@@ -147,26 +152,37 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 		if n < chunkBytes || !splice {
 			continue
 		}
-		if err := p.splice(dst, src, r); err != nil {
+		if err := p.splice(dst, src); err != nil {
 			return err
 		}
 	}
 }
 
-// splice moves what waits in src inside the kernel, as long as it is much. It
-// asks for no more than is there, so that it never blocks with a pipe in its
-// hands, and the counters stay live.
-func (p *pump) splice(dst, src *net.TCPConn, r *waiter) error {
-	for {
-		waiting := r.waiting()
-		if waiting < chunkBytes {
-			return nil
+// splice moves bytes inside the kernel as long as they come without a pause.
+// It does so in slices of spliceSlice at most, so that counters stay live and
+// no pipe is held through a pause.
+func (p *pump) splice(dst, src *net.TCPConn) error {
+	defer func() {
+		_ = src.SetReadDeadline(time.Time{})
+		if p.half.Load() { // set by the other direction, maybe just now
+			_ = src.SetReadDeadline(time.Now().Add(halfClosedIdle))
 		}
-		n, err := dst.ReadFrom(&io.LimitedReader{R: src, N: int64(waiting)})
+	}()
+	for {
+		begin := time.Now()
+		_ = src.SetReadDeadline(begin.Add(spliceSlice))
+		n, err := dst.ReadFrom(&io.LimitedReader{R: src, N: spliceBytes})
 		if n > 0 {
 			p.moved(int(n))
 		}
-		if err != nil {
+		// Only reading can time out so soon: a write has minutes from the last
+		// moved, and one that timed out would have lost what is in the pipe.
+		if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(begin) < halfClosedIdle/2 {
+			err = nil
+		} else if err == nil && n < spliceBytes {
+			return nil // the end; the next read sees it too
+		}
+		if err != nil || n == 0 {
 			return err
 		}
 	}

@@ -260,13 +260,18 @@ func TestResetBothWays(t *testing.T) {
 	for _, c := range []struct{ hidden, fromApp bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
 		h := handler(t, nil)
 		far := make(chan *net.TCPConn, 1)
-		target := serve(t, func(c *net.TCPConn) { far <- c; time.Sleep(200 * time.Millisecond) })
+		target := serve(t, func(c *net.TCPConn) {
+			c.Read(make([]byte, 1)) // the flow is set up
+			far <- c
+			time.Sleep(200 * time.Millisecond)
+		})
 		app, in := pair(t)
 		p := &pending{conn: in}
 		if c.hidden {
 			p.conn = opaque{in}
 		}
 		done := carry(h, t.Context(), tcpFlow(flow.TargetOf(target)), p)
+		app.Write([]byte("x"))
 		a, b := <-far, app
 		if c.fromApp {
 			a, b = b, a
@@ -352,9 +357,7 @@ func TestVerdicts(t *testing.T) {
 		p := &pending{conn: in}
 		f := tcpFlow(tgt)
 		done := carry(h, t.Context(), f, p)
-		if !p.accepted {
-			app.CloseWrite()
-		}
+		app.CloseWrite()
 		wait(t, done)
 		app.Close()
 		return p

@@ -1,7 +1,6 @@
 package route
 
 import (
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -62,19 +61,4 @@ func (w *waiter) read() (b *[chunkBytes]byte, n int, err error) {
 	}
 	b, w.buf = w.buf, nil
 	return b, w.n, nil
-}
-
-// waiting is how many bytes there are to read now.
-func (w *waiter) waiting() int {
-	n := 0
-	err := w.rc.Control(func(fd uintptr) {
-		v, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		if err == nil {
-			n = v
-		}
-	})
-	if errors.Is(err, net.ErrClosed) {
-		return 0
-	}
-	return n
 }

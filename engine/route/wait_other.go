@@ -16,5 +16,3 @@ type waiter struct{}
 func newWaiter(*net.TCPConn, *sync.Pool) (*waiter, error) { return nil, errors.ErrUnsupported }
 
 func (*waiter) read() (*[chunkBytes]byte, int, error) { return nil, 0, errors.ErrUnsupported }
-
-func (*waiter) waiting() int { return 0 }
