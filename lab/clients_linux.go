@@ -21,10 +21,11 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/net/websocket"
+	"golang.org/x/sync/errgroup"
 )
 
 // Resolve looks a name up as a program in the node would: by the first
-// nameserver of the node's resolv.conf, AAAA and A.
+// nameserver of the node's resolv.conf; IPv4 addresses come first.
 func (l *Lab) Resolve(ctx context.Context, n Node, name string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{a}, nil
@@ -33,25 +34,37 @@ func (l *Lab) Resolve(ctx context.Context, n Node, name string) ([]netip.Addr, e
 	if err != nil {
 		return nil, err
 	}
-	var addrs []netip.Addr
-	for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
-		m, err := l.Query(ctx, n, "udp", server, name, kind)
-		if err != nil {
-			return nil, fmt.Errorf("resolve %s: %w", name, err)
-		}
-		for _, rr := range m.Answer {
-			switch rr := rr.(type) {
-			case *dns.A:
-				addrs = append(addrs, netip.AddrFrom4([4]byte(rr.A.To4())))
-			case *dns.AAAA:
-				addrs = append(addrs, netip.AddrFrom16([16]byte(rr.AAAA)))
+	var answers [2][]netip.Addr
+	g, ctx := errgroup.WithContext(ctx)
+	for i, kind := range []uint16{dns.TypeA, dns.TypeAAAA} { // at once, as stub resolvers do
+		g.Go(func() error {
+			m, err := l.Query(ctx, n, "udp", server, name, kind)
+			if err == nil {
+				answers[i] = addressesIn(m)
 			}
-		}
+			return err
+		})
 	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", name, err)
+	}
+	addrs := append(answers[0], answers[1]...)
 	if len(addrs) == 0 {
 		return nil, &net.DNSError{Err: "no such host", Name: name, Server: server, IsNotFound: true}
 	}
 	return addrs, nil
+}
+
+func addressesIn(m *dns.Msg) (addrs []netip.Addr) {
+	for _, rr := range m.Answer {
+		switch rr := rr.(type) {
+		case *dns.A:
+			addrs = append(addrs, netip.AddrFrom4([4]byte(rr.A.To4())))
+		case *dns.AAAA:
+			addrs = append(addrs, netip.AddrFrom16([16]byte(rr.AAAA)))
+		}
+	}
+	return addrs
 }
 
 func (l *Lab) nameserver(n Node) (string, error) {

@@ -51,13 +51,6 @@ type Capture struct {
 	file  *os.File
 }
 
-// Tuple is traffic that is allowed. Proto is "tcp", "udp" or "icmp"; an invalid
-// Src, or port 0, matches any.
-type Tuple struct {
-	Proto    string
-	Dst, Src netip.AddrPort
-}
-
 // Start captures until Close. Every frame that reaches the device after Start
 // has returned is counted.
 func Start(opt Options) (*Capture, error) {
@@ -212,15 +205,6 @@ func (c *Capture) Reset() {
 	defer c.mu.Unlock()
 	clear(c.table)
 	c.seen, c.full = 0, 0
-}
-
-func (t Tuple) match(k Key) bool {
-	proto := map[string][]uint8{"tcp": {ProtoTCP}, "udp": {ProtoUDP}, "icmp": {ProtoICMP, ProtoICMPv6}}[t.Proto]
-	return !k.Fragment && slices.Contains(proto, k.Proto) && matchAddr(t.Dst, k.Dst) && matchAddr(t.Src, k.Src)
-}
-
-func matchAddr(want, got netip.AddrPort) bool {
-	return (!want.Addr().IsValid() || want.Addr() == got.Addr()) && (want.Port() == 0 || want.Port() == got.Port())
 }
 
 // settle waits until everything that has arrived is counted.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -159,4 +160,20 @@ func (k *Key) transport(src, dst netip.Addr, b []byte) {
 		k.ICMPType = b[0]
 	}
 	k.Src, k.Dst = netip.AddrPortFrom(src, from), netip.AddrPortFrom(dst, to)
+}
+
+// Tuple is traffic that is allowed. Proto is "tcp", "udp" or "icmp"; an invalid
+// Src, or port 0, matches any.
+type Tuple struct {
+	Proto    string
+	Dst, Src netip.AddrPort
+}
+
+func (t Tuple) match(k Key) bool {
+	proto := map[string][]uint8{"tcp": {ProtoTCP}, "udp": {ProtoUDP}, "icmp": {ProtoICMP, ProtoICMPv6}}[t.Proto]
+	return !k.Fragment && slices.Contains(proto, k.Proto) && matchAddr(t.Dst, k.Dst) && matchAddr(t.Src, k.Src)
+}
+
+func matchAddr(want, got netip.AddrPort) bool {
+	return (!want.Addr().IsValid() || want.Addr() == got.Addr()) && (want.Port() == 0 || want.Port() == got.Port())
 }

@@ -35,8 +35,8 @@ type column struct {
 	result results
 }
 
-// Run builds the internet, measures and prints the table. It takes about 40
-// seconds.
+// Run builds the internet, measures and prints the table. It takes about a
+// minute.
 func Run(ctx context.Context, opt Options) error {
 	show := func(string) {}
 	if opt.Progress != nil {

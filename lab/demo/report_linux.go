@@ -48,7 +48,7 @@ func report(w io.Writer, columns []*column, started time.Duration) {
 		row("request latency "+p.name, func(c *column) string { return ms(percentile(c.result.latencies, p.at)) })
 	}
 	row("added to no proxy, p50", func(c *column) string {
-		return ms(percentile(c.result.latencies, .5) - percentile(columns[0].result.latencies, .5))
+		return ms(max(0, percentile(c.result.latencies, .5)-percentile(columns[0].result.latencies, .5)))
 	})
 	row("first visit of a site, p50", func(c *column) string { return ms(percentile(c.result.first, .5)) })
 	row("requests on a used connection", func(c *column) string {

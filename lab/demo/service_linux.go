@@ -74,8 +74,12 @@ func startService(ctx context.Context, l *lab.Lab, binary string, connect, socks
 func (s *service) await(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	var last error // of a call that was not merely cut short
 	for {
 		st, err := s.call(ctx, http.MethodGet, "/v1/status", nil)
+		if ctx.Err() == nil {
+			last = err
+		}
 		if err == nil && st.State == api.On && st.Upstream.Name == name {
 			return nil
 		}
@@ -83,7 +87,7 @@ func (s *service) await(ctx context.Context, name string) error {
 		case <-s.exited:
 			return fmt.Errorf("atlanticd ended at its start")
 		case <-ctx.Done():
-			return fmt.Errorf("atlanticd is not on by %s after %v: state %q, cause %q, last error %v", name, patience, st.State, st.Cause, err)
+			return fmt.Errorf("atlanticd is not on by %s after %v: state %q, cause %q, last error %v", name, patience, st.State, st.Cause, last)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -103,7 +107,7 @@ func (s *service) use(ctx context.Context, name string) error {
 
 func (s *service) call(ctx context.Context, method, path string, body []byte) (api.Status, error) {
 	var st api.Status
-	req, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "http://atlantic"+path, bytes.NewReader(body))
 	if err != nil {
 		return st, err
 	}
