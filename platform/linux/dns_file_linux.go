@@ -230,7 +230,11 @@ func runResolvconf(path, action string, o op) error {
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdin = bytes.NewReader(input)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if action == "-d" && errors.As(err, new(*exec.ExitError)) {
+		return nil // openresolv's answer when it has no such record
+	}
+	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", path, action, err, bytes.TrimSpace(out))
 	}
 	return nil

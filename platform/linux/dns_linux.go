@@ -209,7 +209,11 @@ func (h *Host) dnsPresent(o op) (bool, error) {
 func (h *Host) retakeDNS(e entry) error {
 	o := *e.Op
 	o.File = nil
-	if err := h.make(o); err != nil {
+	made, err := h.record([]op{o})
+	if err != nil {
+		return err
+	}
+	if err := h.make(made[0]); err != nil {
 		return err
 	}
 	return h.journal.undone(e.Seq)

@@ -168,23 +168,28 @@ func formatLine(v any) ([]byte, error) {
 	return fmt.Appendf(nil, "%08x %s\n", crc32.ChecksumIEEE(body), body), nil
 }
 
-// add records that o is about to be made, and returns once that is on disk.
-func (j *journal) add(o op) (seq int, err error) {
+// add records that ops are about to be made, in that order, and returns once
+// that is on disk.
+func (j *journal) add(ops ...op) ([]entry, error) {
 	if j.file == nil || j.written >= compactAfter {
 		if err := j.rewrite(); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	j.seq++
-	e := entry{Seq: j.seq, Op: &o}
-	if err := j.write(e); err != nil {
-		return 0, err
+	var entries []entry
+	for _, o := range ops {
+		j.seq++
+		e := entry{Seq: j.seq, Op: &o}
+		if err := j.write(e); err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
 	}
 	if err := j.file.Sync(); err != nil {
-		return 0, fmt.Errorf("sync the journal: %w", err)
+		return nil, fmt.Errorf("sync the journal: %w", err)
 	}
-	j.pending = append(j.pending, e)
-	return e.Seq, nil
+	j.pending = append(j.pending, entries...)
+	return entries, nil
 }
 
 // undone records that the change seq is no more. It is not synced: undoing

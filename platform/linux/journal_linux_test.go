@@ -31,11 +31,11 @@ func openTestJournal(t *testing.T, dir string) *journal {
 
 func add(t *testing.T, j *journal, o op) int {
 	t.Helper()
-	seq, err := j.add(o)
+	entries, err := j.add(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return seq
+	return entries[0].Seq
 }
 
 func TestJournalRemembersWhatIsInForce(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,7 +28,14 @@ func (h *Host) reconcile(ctx context.Context, want []op) (err error) {
 			drop = append(drop, e)
 		}
 	}
-	var dropped, added []op
+	var missing []op
+	for _, o := range want {
+		if !have[o.String()] {
+			missing = append(missing, o)
+		}
+	}
+	var dropped []op
+	var added []entry
 	defer func() {
 		if err != nil {
 			h.rollBack(dropped, added)
@@ -39,60 +47,75 @@ func (h *Host) reconcile(ctx context.Context, want []op) (err error) {
 		}
 		dropped = append(dropped, *e.Op)
 	}
-	for _, o := range want {
-		if have[o.String()] {
-			continue
-		}
+	added, err = h.record(missing)
+	if err != nil {
+		return err
+	}
+	for _, e := range added {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := h.make(o); err != nil {
+		if err := h.make(e); err != nil {
 			return err
 		}
-		added = append(added, o)
 	}
 	return nil
 }
 
-// rollBack undoes a reconcile that failed half way.
-func (h *Host) rollBack(dropped, added []op) {
-	for _, o := range slices.Backward(added) {
-		for _, e := range slices.Clone(h.journal.pending) {
-			if e.Op.String() == o.String() {
-				if err := h.unmake(e); err != nil {
-					h.log.Error("cannot roll back", "change", o.String(), "error", err)
-				}
-			}
+// rollBack undoes a reconcile that failed half way. To undo what was recorded
+// and not made yet is harmless.
+func (h *Host) rollBack(dropped []op, added []entry) {
+	for _, e := range slices.Backward(added) {
+		if err := h.unmake(e); err != nil {
+			h.log.Error("cannot roll back", "error", err)
 		}
 	}
-	for _, o := range slices.Backward(dropped) {
-		if err := h.make(o); err != nil {
-			h.log.Error("cannot roll back", "change", o.String(), "error", err)
+	again, err := h.record(slices.Collect(backward(dropped)))
+	for _, e := range again {
+		err = errors.Join(err, h.make(e))
+	}
+	if err != nil {
+		h.log.Error("cannot roll back", "error", err)
+	}
+}
+
+func backward[T any](s []T) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for _, v := range slices.Backward(s) {
+			if !yield(v) {
+				return
+			}
 		}
 	}
 }
 
-// make journals o and makes it. If making fails it is undone at once.
-func (h *Host) make(o op) error {
-	o, err := h.prepare(o)
-	if err != nil {
-		return fmt.Errorf("%s: %w", o, err)
+// record journals ops that are about to be made: one write and one sync for all
+// of them (20 syncs took 60 ms on a busy disk, November 2026).
+func (h *Host) record(ops []op) ([]entry, error) {
+	if len(ops) == 0 {
+		return nil, nil
 	}
-	h.fault()
-	seq, err := h.journal.add(o)
-	if err != nil {
-		return err
-	}
-	h.fault()
-	err = h.do(o)
-	h.fault()
-	if err != nil {
-		if undoErr := h.unmake(entry{Seq: seq, Op: &o}); undoErr != nil {
-			h.log.Error("cannot undo a failed change", "change", o.String(), "error", undoErr)
+	prepared := make([]op, len(ops))
+	for i, o := range ops {
+		var err error
+		if prepared[i], err = h.prepare(o); err != nil {
+			return nil, fmt.Errorf("%s: %w", o, err)
 		}
-		return fmt.Errorf("%s: %w", o, err)
 	}
-	h.log.Debug("made", "change", o.String())
+	h.fault()
+	entries, err := h.journal.add(prepared...)
+	h.fault()
+	return entries, err
+}
+
+// make makes what is recorded.
+func (h *Host) make(e entry) error {
+	err := h.do(*e.Op)
+	h.fault()
+	if err != nil {
+		return fmt.Errorf("%s: %w", e.Op, err)
+	}
+	h.log.Debug("made", "change", e.Op.String())
 	return nil
 }
 
