@@ -15,8 +15,8 @@ import (
 
 const (
 	// udpIdle is how long a session without a datagram in either direction
-	// lasts; twice what DNS or QUIC pause for, and more than RFC 4787 section
-	// 4.3 allows a NAT to be relied on for in practice.
+	// lasts. RFC 4787 section 4.3 asks a NAT for two minutes; apps that want a
+	// mapping kept send something every 15 to 30 s.
 	udpIdle = 60 * time.Second
 	// udpSweep is how often idle sessions are looked for.
 	udpSweep = 5 * time.Second
