@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -141,20 +140,6 @@ func (c *Capture) add(b []byte) {
 	if c.pcap != nil {
 		c.writePCAP(now, b)
 	}
-}
-
-// frameBytes is a frame's length by its IP header, since only its start is
-// here.
-func frameBytes(b []byte) int64 {
-	if len(b) >= 14+6 {
-		switch binary.BigEndian.Uint16(b[12:]) {
-		case EtherIPv4:
-			return 14 + int64(binary.BigEndian.Uint16(b[16:]))
-		case EtherIPv6:
-			return 14 + 40 + int64(binary.BigEndian.Uint16(b[18:]))
-		}
-	}
-	return int64(len(b))
 }
 
 // Packets is everything seen so far, in the order of first sight.

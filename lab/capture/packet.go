@@ -177,3 +177,17 @@ func (t Tuple) match(k Key) bool {
 func matchAddr(want, got netip.AddrPort) bool {
 	return (!want.Addr().IsValid() || want.Addr() == got.Addr()) && (want.Port() == 0 || want.Port() == got.Port())
 }
+
+// frameBytes is a frame's length by its IP header, since only its start is
+// here.
+func frameBytes(b []byte) int64 {
+	if len(b) >= 14+6 {
+		switch binary.BigEndian.Uint16(b[12:]) {
+		case EtherIPv4:
+			return 14 + int64(binary.BigEndian.Uint16(b[16:]))
+		case EtherIPv6:
+			return 14 + 40 + int64(binary.BigEndian.Uint16(b[18:]))
+		}
+	}
+	return int64(len(b))
+}
