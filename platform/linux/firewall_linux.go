@@ -45,6 +45,9 @@ const (
 	reg          = 1
 )
 
+// errNFT is a kernel that has nftables and refuses our table.
+var errNFT = errors.New("cannot load the nft table")
+
 // hasNFT reports whether nftables answers.
 func hasNFT() bool {
 	c, err := nftables.New()
@@ -106,7 +109,7 @@ func addNFT(o op) error {
 	rule(out, inSet(set6, unix.NFPROTO_IPV6, false), setCtMark())
 	rule(out, ctMarkIsOurs(), setMetaMark())
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("load the nft table: %w", err)
+		return fmt.Errorf("%w: %w", errNFT, err)
 	}
 	return errors.Join(fillSet(c, set4, more4), fillSet(c, set6, more6))
 }

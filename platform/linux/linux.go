@@ -241,6 +241,17 @@ func (h *Host) applyLocked(ctx context.Context, cfg platform.NetConfig) error {
 	if err := configureTUN(cfg.TUN, cfg.MTU, cfg.Addr4, cfg.Addr6); err != nil {
 		return err
 	}
+	err := h.follow(ctx, cfg)
+	if errors.Is(err, errNFT) { // a kernel without ct or fib expressions
+		h.log.Warn("nftables does not take our table", "error", err)
+		h.system.noNFT = true
+		err = h.follow(ctx, cfg)
+	}
+	return err
+}
+
+// follow makes the machine match cfg and the facts of now.
+func (h *Host) follow(ctx context.Context, cfg platform.NetConfig) error {
 	f, err := h.gather(cfg)
 	if err != nil {
 		return err

@@ -262,3 +262,47 @@ func TestAllOrNothing(t *testing.T) {
 		t.Errorf("Apply after the cause is gone: %v", err)
 	}
 }
+
+// CR-10, shortened: on and off again and again leaves nothing and grows nothing.
+func TestManyTimes(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	h := m.open(t)
+	before := m.snapshot()
+	cycle := func() {
+		up(t, h)
+		if err := h.Apply(context.Background(), platform.NetConfig{}); err != nil {
+			t.Fatal(err)
+		}
+		h.mu.Lock()
+		dev := h.tuns[len(h.tuns)-1]
+		h.mu.Unlock()
+		if err := dev.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	cycle()
+	open := files()
+	for range 10 {
+		cycle()
+	}
+	if now := files(); now > open {
+		t.Errorf("%d descriptors are open, %d after the first time", now, open)
+	}
+	if n := len(h.tuns); n > 1 {
+		t.Errorf("%d devices are remembered", n)
+	}
+	equalState(t, "after many times", m.snapshot(), before)
+	if _, err := os.Stat(filepath.Join(m.options().StateDir, journalName)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the journal is not gone: %v", err)
+	}
+}

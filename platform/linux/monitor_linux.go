@@ -181,11 +181,7 @@ func (h *Host) repair(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", e.Op, err)
 		}
 	}
-	f, err := h.gather(h.cfg)
-	if err != nil {
-		return err
-	}
-	return h.reconcile(ctx, plan(h.cfg, f))
+	return h.follow(ctx, h.cfg)
 }
 
 // missing lists what the journal says is in force and is not there.
