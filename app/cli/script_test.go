@@ -70,6 +70,7 @@ func serve(env *testscript.Env) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	env.Defer(func() { cancel(); wg.Wait(); b.work.Wait(); os.RemoveAll(dir) })
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // under -race, each run would end with a second's sleep
 	env.Setenv("ABSENT_SOCKET", filepath.Join(dir, "absent"))
 	for name, peer := range map[string]localsock.Peer{
 		localsock.PathVar: {Known: true, Admin: true, Name: "root"},
