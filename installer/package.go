@@ -49,7 +49,7 @@ func describe(o options, format, arch, tmp string) (*nfpm.Info, error) {
 	case "deb":
 		info.Depends = []string{"init-system-helpers", "passwd"}
 		info.Recommends = []string{"ca-certificates"}
-		info.Deb.Compression = "xz"
+		info.Deb.Compression = "zstd"
 		info.Scripts = nfpm.Scripts{PostInstall: script("postinst"), PreRemove: script("prerm"), PostRemove: script("postrm")}
 	case "rpm":
 		info.Release = "1"
@@ -58,7 +58,7 @@ func describe(o options, format, arch, tmp string) (*nfpm.Info, error) {
 		info.RPM.Summary, _, _ = strings.Cut(description, "\n")
 		info.RPM.Group = "Applications/Internet"
 		info.RPM.BuildHost = "localhost" // not the builder's name
-		info.RPM.Compression = "xz"
+		info.RPM.Compression = "zstd"
 		info.Scripts = nfpm.Scripts{PostInstall: script("post"), PreRemove: script("preun"), PostRemove: script("postun")}
 	default:
 		return nil, fmt.Errorf("no scripts for %s", format)
