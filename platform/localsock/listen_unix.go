@@ -32,7 +32,7 @@ func Listen(path string) (net.Listener, error) {
 	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
-	lock, err := lockFile(path + ".lock")
+	lock, err := lockFor(path)
 	if err != nil {
 		return nil, err
 	}
@@ -132,9 +132,10 @@ func makeDir(dir string) error {
 	return nil
 }
 
-// lockFile takes the lock that says "this path is served". It is released by
-// unlock, or by the kernel when the process ends.
-func lockFile(path string) (*os.File, error) {
+// lockFor takes the lock that says "this socket is served", a file beside it. It
+// is released by unlock, or by the kernel when the process ends.
+func lockFor(socket string) (*os.File, error) {
+	path := socket + ".lock"
 	for {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 		if err != nil {
@@ -148,7 +149,7 @@ func lockFile(path string) (*os.File, error) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			f.Close()
-			return nil, fmt.Errorf("%s: %w", path, ErrRunning)
+			return nil, fmt.Errorf("%s: %w", socket, ErrRunning)
 		}
 		if err != nil {
 			f.Close()
