@@ -87,13 +87,21 @@ func useLab(i int) (err error) {
 	return nil
 }
 
+// descriptors that are open, but for pipes: the runtime pools those of splice(2)
+// until the garbage collector takes them.
 func descriptors(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(entries)
+	n := 0
+	for _, e := range entries {
+		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); !strings.HasPrefix(to, "pipe:") {
+			n++
+		}
+	}
+	return n
 }
 
 func TestWithoutRoot(t *testing.T) {
