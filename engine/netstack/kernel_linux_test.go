@@ -379,7 +379,7 @@ func TestKernelUDP(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	startKernel(t, &localHandler{})
+	rig := startKernel(t, &localHandler{})
 	for _, host := range faraway {
 		l, err := net.ListenPacket("udp", net.JoinHostPort(loopback(netip.MustParseAddr(host)), "0"))
 		if err != nil {
@@ -404,11 +404,11 @@ func TestKernelUDP(t *testing.T) {
 		out, in := make([]byte, 9000), make([]byte, 65536)
 		rand.NewChaCha8([32]byte{2}).Read(out)
 		for n := 1; n <= len(out); n += 1 + n/50 {
-			c.SetDeadline(time.Now().Add(2 * time.Second))
+			c.SetDeadline(time.Now().Add(10 * time.Second))
 			c.Write(out[:n])
 			got, err := c.Read(in)
 			if err != nil || !bytes.Equal(in[:got], out[:n]) {
-				t.Fatalf("%s: datagram of %d bytes: %d came back, %v", host, n, got, err)
+				t.Fatalf("%s: datagram of %d bytes: %d came back, %v; %+v", host, n, got, err, rig.counters.stats())
 			}
 		}
 	}
