@@ -171,7 +171,7 @@ type Tuple struct {
 
 func (t Tuple) match(k Key) bool {
 	proto := map[string][]uint8{"tcp": {ProtoTCP}, "udp": {ProtoUDP}, "icmp": {ProtoICMP, ProtoICMPv6}}[t.Proto]
-	return !k.Fragment && slices.Contains(proto, k.Proto) && matchAddr(t.Dst, k.Dst) && matchAddr(t.Src, k.Src)
+	return (!k.Fragment || t.Dst.Port() == 0) && slices.Contains(proto, k.Proto) && matchAddr(t.Dst, k.Dst) && matchAddr(t.Src, k.Src)
 }
 
 func matchAddr(want, got netip.AddrPort) bool {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"time"
@@ -41,6 +42,9 @@ func finish(err error, from, to net.Conn) error {
 		return to.Close()
 	}
 	for _, c := range []net.Conn{to, from} {
+		if t, ok := c.(*tls.Conn); ok {
+			c = t.NetConn() // a reset has no close_notify
+		}
 		if t, ok := c.(*net.TCPConn); ok {
 			t.SetLinger(0)
 		}
