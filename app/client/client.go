@@ -49,7 +49,7 @@ const (
 // Client calls the local API. The zero value is ready; a Client may be copied
 // and used by many goroutines.
 type Client struct {
-	Socket string // path of the socket or pipe; "" means localsock.DefaultPath()
+	Socket string // path of the socket or pipe; "" means localsock.ClientPath()
 	// Dial connects to the socket; nil means localsock.Dial.
 	Dial func(ctx context.Context, path string) (net.Conn, error)
 }
@@ -194,7 +194,7 @@ func (c *Client) do(ctx context.Context, method, target string, body any) (*http
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	path, dial := c.Socket, c.Dial
 	if path == "" {
-		path = localsock.DefaultPath()
+		path = localsock.ClientPath()
 	}
 	if dial == nil {
 		dial = localsock.Dial
