@@ -7,7 +7,9 @@ import (
 	"io/fs"
 
 	"github.com/atlanticproxy/atlanticproxy/engine"
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
 // usageError is a command line that makes no sense.
@@ -15,9 +17,13 @@ type usageError struct{ error }
 
 // fail tells the user what went wrong and what to do.
 func fail(w io.Writer, err error) {
-	fmt.Fprintf(w, "atlanticd: %v\n", err)
-	if hint := engine.Explain(err).Hint; hint != "" {
-		fmt.Fprintf(w, "  %s\n", hint)
+	e := engine.Explain(err)
+	if errors.Is(err, platform.ErrRunning) || errors.Is(err, localsock.ErrRunning) {
+		e.Hint = "steer it with atlantic; or end it: sudo atlantic service stop, or Ctrl-C where it runs"
+	}
+	fmt.Fprintf(w, "atlanticd: %s\n", e.Message)
+	if e.Hint != "" {
+		fmt.Fprintf(w, "  %s\n", e.Hint)
 	}
 	var ue usageError
 	if errors.As(err, &ue) {
@@ -27,9 +33,12 @@ func fail(w io.Writer, err error) {
 
 func exitCode(err error) int {
 	var ue usageError
+	var ae *api.Error
 	switch {
 	case errors.As(err, &ue):
 		return 2
+	case errors.As(err, &ae) && ae.Code == api.ErrPermission:
+		return 4
 	case errors.Is(err, platform.ErrPermission), errors.Is(err, fs.ErrPermission):
 		return 4
 	}

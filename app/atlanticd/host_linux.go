@@ -8,3 +8,5 @@ import (
 )
 
 func newHost(log *slog.Logger, o platform.Options) (platform.Host, error) { return linux.New(log, o) }
+
+func rescueHost(log *slog.Logger, o platform.Options) error { return linux.Rescue(log, o) }

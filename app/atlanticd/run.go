@@ -146,17 +146,15 @@ func upstreamText(st api.Status) string {
 	return fmt.Sprintf("%s (%s %s)", st.Upstream.Name, st.Upstream.Scheme, st.Upstream.Address)
 }
 
-// rescue undoes a crashed run: making a Host does, and closing it leaves nothing.
+// rescue undoes a crashed run without starting one. It refuses while a service
+// runs with the same state.
 func rescue(w io.Writer, state string) error {
 	if !privileged() {
-		return fmt.Errorf("rescue: %w", platform.ErrPermission)
+		return &api.Error{Code: api.ErrPermission, Message: "only root may restore the network", Hint: "run: sudo atlantic rescue"}
 	}
-	host, err := newHost(slog.New(slog.NewTextHandler(os.Stderr, nil)), platform.Options{StateDir: state})
-	if err != nil {
-		return err
-	}
-	if err := host.Close(); err != nil {
-		return err
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := rescueHost(log, platform.Options{StateDir: state}); err != nil {
+		return fmt.Errorf("rescue: %w", err)
 	}
 	fmt.Fprintln(w, "nothing of AtlanticProxy is left in this machine's network")
 	return nil

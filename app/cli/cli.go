@@ -116,7 +116,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not connected, 4 no permission, 5 no servi
 		f.DefValue = "" // help shows what the program does, not this shell's environment
 	}
 	root.AddCommand(a.up(), a.down(), a.status(), a.upstreams(), a.use(), a.flows(), a.why(),
-		a.config(), a.service(), a.tray(), a.version())
+		a.rescue(), a.config(), a.service(), a.tray(), a.version())
 	return root
 }
 

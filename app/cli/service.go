@@ -84,6 +84,17 @@ func daemonPath() (string, error) {
 	return filepath.Join(filepath.Dir(self), name), nil
 }
 
+func existingDaemon() (string, error) {
+	daemon, err := daemonPath()
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(daemon); err != nil {
+		return "", &failure{exitError, "there is no " + daemon, "put atlanticd and atlantic into the same directory"}
+	}
+	return daemon, nil
+}
+
 // systemService is the service as the system's service manager knows it.
 func systemService() (service.Service, error) {
 	daemon, err := daemonPath()
@@ -112,12 +123,8 @@ func (program) Start(service.Service) error { return nil }
 func (program) Stop(service.Service) error  { return nil }
 
 func (a *app) install(ctx context.Context, s service.Service) error {
-	daemon, err := daemonPath()
-	if err != nil {
+	if _, err := existingDaemon(); err != nil {
 		return err
-	}
-	if _, err := os.Stat(daemon); err != nil {
-		return &failure{exitError, "there is no " + daemon, "put atlanticd and atlantic into the same directory"}
 	}
 	if _, err := s.Status(); !errors.Is(err, service.ErrNotInstalled) {
 		return &failure{exitError, "the service is installed already", "start it: sudo atlantic service start"}
