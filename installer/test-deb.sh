@@ -28,7 +28,7 @@ is "unit is enabled" "$(readlink "$root/etc/systemd/system/multi-user.target.wan
 (cd "$root" && in_root sh -c 'cd / && md5sum --quiet -c /var/lib/dpkg/info/atlantic.md5sums') || fail "checksums of the files"
 
 step "upgrade keeps the administrator's word"
-rm "$root/etc/systemd/system/multi-user.target.wants/atlanticd.service" "$root/etc/systemd/system/atlantic.service" # systemctl disable
+rm "$root/etc/systemd/system/multi-user.target.wants/atlanticd.service" # systemctl disable
 mkdir -p "$root/etc/atlantic" "$root/var/lib/atlantic"
 echo '[listen]' >"$root/etc/atlantic/atlantic.toml"
 echo state >"$root/var/lib/atlantic/intent.json"

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
 // systemdUnit is the template of the unit that `service install` writes. The
@@ -31,6 +34,7 @@ LimitNOFILE=1048576
 RuntimeDirectory=atlantic
 RuntimeDirectoryPreserve=restart
 StateDirectory=atlantic
+StateDirectoryMode=0700
 
 [Install]
 WantedBy=multi-user.target
@@ -39,9 +43,8 @@ WantedBy=multi-user.target
 // packagedUnit is there if the .deb or .rpm brought the service.
 const packagedUnit = "/usr/lib/systemd/system/atlanticd.service"
 
-// lookAtLog is where a service that fails says why. Packages call the unit
-// atlanticd, `service install` calls it atlantic.
-const lookAtLog = "look at its log: journalctl -u 'atlantic*'"
+// lookAtLog is where a service that fails says why.
+const lookAtLog = "look at its log: journalctl -u atlanticd"
 
 const serviceAnswers = 5 * time.Second // for a service that was started to answer
 
@@ -102,7 +105,7 @@ func systemService() (service.Service, error) {
 		return nil, err
 	}
 	s, err := service.New(program{}, &service.Config{
-		Name:        "atlantic",
+		Name:        "atlanticd", // as the packages call it
 		DisplayName: "AtlanticProxy",
 		Description: "AtlanticProxy: sends this computer's traffic through a proxy",
 		Executable:  daemon,
@@ -133,7 +136,25 @@ func (a *app) install(ctx context.Context, s service.Service) error {
 		return fmt.Errorf("install the service: %w", err)
 	}
 	a.out.line("installed; it starts with this computer")
+	a.ensureGroup(ctx)
 	return a.start(ctx, s)
+}
+
+// ensureGroup makes the group whose members may steer the service, where the
+// system has a command for that. Without it the service serves root alone.
+func (a *app) ensureGroup(ctx context.Context) {
+	if os.Geteuid() < 0 { // Windows asks for administrators instead
+		return
+	}
+	if _, err := user.LookupGroup(localsock.Group); err == nil {
+		return
+	}
+	text, err := exec.CommandContext(ctx, "groupadd", "--system", localsock.Group).CombinedOutput()
+	if err != nil {
+		a.err.line("there is no group %s, so only root may steer the service: groupadd: %v %s", localsock.Group, err, text)
+		return
+	}
+	a.out.line("to steer it without sudo: sudo usermod -aG %s $USER, and log in again", localsock.Group)
 }
 
 func (a *app) uninstall(_ context.Context, s service.Service) error {
@@ -152,7 +173,7 @@ func (a *app) uninstall(_ context.Context, s service.Service) error {
 	if err := s.Uninstall(); err != nil {
 		return fmt.Errorf("remove the service: %w", err)
 	}
-	a.out.line("removed")
+	a.out.line("removed; its configuration and state stay")
 	return nil
 }
 

@@ -21,13 +21,14 @@ mkdir /run/systemd/system
 run() { "$DIR/atlantic" "$@" && echo "code 0" || echo "code $?"; }
 run service status
 run service install
-cat /etc/systemd/system/atlantic.service
+cat /etc/systemd/system/atlanticd.service
 run service status
 run service install
 run service stop
 run service uninstall
 ls -A /etc/systemd/system
 run service uninstall
+run rescue --state /nowhere
 cat "$DIR/log"
 `
 
@@ -50,7 +51,12 @@ func TestService(t *testing.T) {
 		t.Skip("SKIPPED: the package is installed on this machine")
 	}
 	dir := t.TempDir()
-	for name, text := range map[string]string{"systemctl": fakeSystemctl, "atlanticd": "#!/bin/sh\n"} {
+	programs := map[string]string{
+		"systemctl": fakeSystemctl,
+		"groupadd":  "#!/bin/sh\necho \"groupadd $*\" >>\"$DIR/log\"\n",
+		"atlanticd": "#!/bin/sh\necho \"atlanticd $*\"\nexit 4\n",
+	}
+	for name, text := range programs {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -66,16 +72,17 @@ func TestService(t *testing.T) {
 	for _, want := range []string{
 		"the service is not installed; it does not answer on its socket\ncode 5\n",
 		"installed; it starts with this computer\n",
-		"systemctl enable atlantic.service\n",
-		"systemctl start atlantic.service\n",
+		"systemctl enable atlanticd.service\n",
+		"systemctl start atlanticd.service\n",
 		"error: the service was started but does not answer: the service is not running", // nothing serves the socket here
 		"ExecStart=" + dir + "/atlanticd \"run\"\n",
 		"Description=AtlanticProxy: sends",
 		"installed with linux-systemd, running; it does not",
 		"error: the service is installed already",
 		"stopped; the network is as it was before\ncode 0\n",
-		"removed\ncode 0\n",
+		"removed; its configuration and state stay\ncode 0\n",
 		"error: the service is not installed\ncode 5\n",
+		"atlanticd rescue --state /nowhere\ncode 4\n",
 	} {
 		i := strings.Index(text, want)
 		if i < 0 {
