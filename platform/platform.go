@@ -60,7 +60,7 @@ type TUNConfig struct {
 // out raw super-packets (Linux). A user of it does not call tun.Device's Read
 // and Write.
 type MultiQueue interface {
-	// Queues returns one file per queue, each a blocking descriptor of
+	// Queues returns one file per queue, each a descriptor of
 	// /dev/net/tun with IFF_VNET_HDR: every read returns one virtio_net_hdr
 	// (10 bytes) and one packet of up to 64 KiB; every write takes the same.
 	// They stay owned by the device and are closed with it; a blocked read

@@ -20,9 +20,8 @@
 //
 // A queue's Read should park its goroutine (os.NewFile over a non-blocking
 // descriptor) rather than its thread: the thread that has written a packet then
-// also runs whom that packet woke. Measured 2026-11-22, 2 cores, against
-// blocking reads: 20 to 30 % less CPU a byte, a request and a connection, and a
-// keep-alive round trip shorter by about a fifth.
+// also runs whom that packet woke. With blocking reads a keep-alive request cost
+// 2.5 futex calls instead of 0.4 (strace -c, 2 cores, 2026-11-22).
 //
 // UDP does not go through gVisor on the kernel path: a session here is one map
 // entry, one small queue and one goroutine, where a gVisor endpoint costs

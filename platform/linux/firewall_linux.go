@@ -18,7 +18,8 @@ import (
 //	table inet atlantic {
 //	  set inbound4, inbound6   laddr . lport . raddr . rport
 //	  chain prerouting {       filter, mangle
-//	    iifname != { lo, TUN } fib daddr type local ct state new ct direction original
+//	    iifname TUN                        return
+//	    iifname != lo ct state new ct direction original fib daddr type local
 //	        (not tcp, or tcp syn)          ct mark set our mark
 //	    in inbound4 or inbound6            ct mark set our mark
 //	    ct mark ours                       meta mark set our mark
@@ -32,7 +33,9 @@ import (
 //
 // The last rule of prerouting lets strict reverse-path checks see the mark, and
 // sends the replies of containers with published ports where they came from.
-// Only the bits of markMask are written.
+// Only the bits of markMask are written. Most packets meet the cheap half: what
+// comes by the TUN is done at once, ct state is asked before the routing table,
+// and the rules of an empty set are left out.
 
 const (
 	maxInbound   = 8192 // connections from before `up` that are kept, per family
@@ -87,6 +90,8 @@ func addNFT(o op) error {
 	if err != nil {
 		return err
 	}
+	any4 := slices.ContainsFunc(inbound, func(c connection) bool { return c.local.Addr().Is4() })
+	any6 := slices.ContainsFunc(inbound, func(c connection) bool { return c.local.Addr().Is6() })
 	pre := c.AddChain(&nftables.Chain{
 		Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
@@ -98,15 +103,20 @@ func addNFT(o op) error {
 	rule := func(chain *nftables.Chain, parts ...[]expr.Any) {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(parts...)})
 	}
-	begins := slices.Concat(notInterface("lo"), notInterface(o.Dev), toThisMachine(), beginsConnection())
+	begins := slices.Concat(interfaceName(expr.CmpOpNeq, "lo"), beginsConnection(), toThisMachine())
+	rule(pre, interfaceName(expr.CmpOpEq, o.Dev), []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}})
 	rule(pre, begins, tcp(expr.CmpOpNeq), setCtMark())
 	rule(pre, begins, tcp(expr.CmpOpEq), tcpIsSyn(), setCtMark())
-	rule(pre, inSet(set4, unix.NFPROTO_IPV4, true), setCtMark())
-	rule(pre, inSet(set6, unix.NFPROTO_IPV6, true), setCtMark())
-	rule(pre, ctMarkIsOurs(), setMetaMark())
 	rule(out, metaMarkIsOurs(), setCtMark())
-	rule(out, inSet(set4, unix.NFPROTO_IPV4, false), setCtMark())
-	rule(out, inSet(set6, unix.NFPROTO_IPV6, false), setCtMark())
+	if any4 {
+		rule(pre, inSet(set4, unix.NFPROTO_IPV4, true), setCtMark())
+		rule(out, inSet(set4, unix.NFPROTO_IPV4, false), setCtMark())
+	}
+	if any6 {
+		rule(pre, inSet(set6, unix.NFPROTO_IPV6, true), setCtMark())
+		rule(out, inSet(set6, unix.NFPROTO_IPV6, false), setCtMark())
+	}
+	rule(pre, ctMarkIsOurs(), setMetaMark())
 	rule(out, ctMarkIsOurs(), setMetaMark())
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("%w: %w", errNFT, err)
@@ -239,10 +249,10 @@ func masked(mask, xor uint32) expr.Any {
 	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: native32(mask), Xor: native32(xor)}
 }
 
-func notInterface(name string) []expr.Any {
+func interfaceName(operation expr.CmpOp, name string) []expr.Any {
 	data := make([]byte, unix.IFNAMSIZ)
 	copy(data, name)
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, compare(expr.CmpOpNeq, data)}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, compare(operation, data)}
 }
 
 func toThisMachine() []expr.Any {
