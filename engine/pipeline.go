@@ -22,23 +22,26 @@ import (
 // (RFC 4193). The kernel path takes its translation addresses from the part
 // below 198.18.1.0 and below ::1:0.
 var (
-	addr6     = netip.MustParsePrefix("fd61:746c:616e:7469::1/64")
-	dnsAddr6  = netip.MustParseAddr("fd61:746c:616e:7469::2")
-	mtuKernel = 1500 // bytes; segmentation offload makes the real packets 64 KiB
+	addr6    = netip.MustParsePrefix("fd61:746c:616e:7469::1/64")
+	dnsAddr6 = netip.MustParseAddr("fd61:746c:616e:7469::2")
+	mtuAuto  = 1500 // bytes; segmentation offload makes the real packets 64 KiB
 )
 
 // pipeline is everything that runs only while the engine does: the TUN and its
 // netstack, the local proxy, and the changes to the machine.
 type pipeline struct {
-	dev    tun.Device // nil without a TUN
-	stack  *netstack.Stack
-	local  *listener.Listener // nil if not wanted
-	name   string             // of the TUN
-	mtu    int
-	dnsOn  bool
-	cancel context.CancelFunc
-	wait   sync.WaitGroup
-	once   sync.Once
+	dev     tun.Device // nil without a TUN
+	stack   *netstack.Stack
+	local   *listener.Listener // nil if not wanted
+	name    string             // of the TUN
+	addr4   netip.Prefix
+	mtu     int
+	dnsOn   bool
+	warning string             // what works less well than it could, "" if nothing
+	cancel  context.CancelFunc // ends all parts
+	stop    context.CancelFunc // ends stack alone; nil without one
+	wait    sync.WaitGroup
+	once    sync.Once
 }
 
 // openPipeline brings the data path up, the machine's routes and DNS last, so
@@ -71,41 +74,65 @@ func (e *Engine) openPipeline(ctx context.Context) (_ *pipeline, err error) {
 	return p, nil
 }
 
+// openTUN makes the TUN and turns the machine's routes and DNS to it. The
+// kernel path is proven by a connection first; where this machine's firewall
+// does not let it work, "auto" means the userspace path.
 func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
 	cfg := e.opt.Config
-	addr4 := netip.PrefixFrom(cfg.DNS.FakeRange.Masked().Addr().Next(), cfg.DNS.FakeRange.Bits())
+	p.addr4 = netip.PrefixFrom(cfg.DNS.FakeRange.Masked().Addr().Next(), cfg.DNS.FakeRange.Bits())
 	p.mtu = cfg.TUN.MTU
 	if p.mtu == 0 {
-		p.mtu = mtuKernel
+		p.mtu = mtuAuto
 	}
-	queues := runtime.GOMAXPROCS(0)
-	if cfg.TUN.Stack == "userspace" {
+	err := e.openStack(ctx, run, p, cfg.TUN.Stack)
+	if errors.Is(err, errProbe) && cfg.TUN.Stack == "auto" {
+		p.warning = "this machine's firewall drops what comes in by " + cfg.TUN.Name + ", so the slower userspace path is used; let it in for full speed"
+		err = e.openStack(ctx, run, p, "userspace")
+	}
+	if err != nil {
+		return err
+	}
+	p.dnsOn = true
+	return e.opt.Host.Apply(ctx, platform.NetConfig{
+		TUN: p.name, Addr4: p.addr4, Addr6: addr6, MTU: p.mtu,
+		Default4: true, Default6: true,
+		LAN: cfg.Protect.LAN,
+		DNS: []netip.Addr{p.addr4.Addr().Next(), dnsAddr6},
+	})
+}
+
+// errProbe is a kernel path that carries nothing on this machine.
+var errProbe = errors.New("the kernel path does not work on this machine")
+
+// openStack opens the device and a stack on it. On an error both are closed.
+func (e *Engine) openStack(ctx, run context.Context, p *pipeline, path string) (err error) {
+	queues := min(runtime.GOMAXPROCS(0), 4)
+	if path == "userspace" {
 		queues = 1
 	}
-	dev, err := e.opt.Host.OpenTUN(platform.TUNConfig{
-		Name: cfg.TUN.Name, MTU: p.mtu, Queues: min(queues, 4), Addr4: addr4, Addr6: addr6,
+	p.dev, err = e.opt.Host.OpenTUN(platform.TUNConfig{
+		Name: e.opt.Config.TUN.Name, MTU: p.mtu, Queues: queues, Addr4: p.addr4, Addr6: addr6,
 	})
 	if err != nil {
 		return err
 	}
-	p.dev = dev
-	if p.name, err = dev.Name(); err != nil {
+	if p.name, err = p.dev.Name(); err != nil {
 		return fmt.Errorf("name of the TUN: %w", err)
 	}
 	if p.stack, err = netstack.New(netstack.Options{
-		Device: dev, Stack: cfg.TUN.Stack, Addr4: addr4, Addr6: addr6, MTU: p.mtu,
+		Device: p.dev, Stack: path, Addr4: p.addr4, Addr6: addr6, MTU: p.mtu,
 		Handler: e.flows, Log: e.log,
 	}); err != nil {
 		return err
 	}
+	run, p.stop = context.WithCancel(run)
 	p.goRun(e, run, "tun", p.stack.Run)
-	p.dnsOn = true
-	return e.opt.Host.Apply(ctx, platform.NetConfig{
-		TUN: p.name, Addr4: addr4, Addr6: addr6, MTU: p.mtu,
-		Default4: true, Default6: true,
-		LAN: cfg.Protect.LAN,
-		DNS: []netip.Addr{addr4.Addr().Next(), dnsAddr6},
-	})
+	if err := p.stack.Probe(ctx); err != nil {
+		p.stop() // so that its end is no failure
+		p.stack.Close()
+		return fmt.Errorf("%w: %w", errProbe, err)
+	}
+	return nil
 }
 
 // goRun runs one part until the pipeline closes; if the part ends of itself,

@@ -16,6 +16,7 @@ type snapshot struct {
 	cause    *api.Error
 	tun      api.TUN
 	proxy    string
+	warning  string
 	dns      api.DNS
 	blocking bool
 }
@@ -33,7 +34,7 @@ func (e *Engine) publish() {
 		if p.dnsOn {
 			s.dns = api.DNS{Mode: e.opt.Config.DNS.Mode}
 		}
-		s.blocking = e.held.Load()
+		s.blocking, s.warning = e.held.Load(), p.warning
 	}
 	old := e.snap.Load()
 	if old != nil && old.state == s.state {
@@ -63,7 +64,7 @@ func (e *Engine) Status() api.Status {
 		TUN:      s.tun,
 		Proxy:    s.proxy,
 		DNS:      s.dns,
-		Warnings: e.warnings(),
+		Warnings: e.warnings(s),
 		Version:  api.Versions{Service: e.opt.Version, API: api.Version},
 	}
 	st.Upstream.InUse = true
@@ -76,12 +77,16 @@ func (e *Engine) Status() api.Status {
 	return st
 }
 
-// warnings are what the Host has to say, if it says anything.
-func (e *Engine) warnings() []string {
-	if w, ok := e.opt.Host.(interface{ Warnings() []string }); ok {
-		return w.Warnings()
+// warnings are what works less well than it could, by the pipeline and the Host.
+func (e *Engine) warnings(s *snapshot) []string {
+	var all []string
+	if s.warning != "" {
+		all = append(all, s.warning)
 	}
-	return nil
+	if w, ok := e.opt.Host.(interface{ Warnings() []string }); ok {
+		all = append(all, w.Warnings()...)
+	}
+	return all
 }
 
 func percentiles(p [3]float64) api.Percentiles {

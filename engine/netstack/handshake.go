@@ -69,6 +69,10 @@ func (k *kernel) ask(ctx context.Context, q platform.Queue, f *family, p *packet
 	k.pending.Add(1)
 	to.Add(1)
 	ok = k.spawn(func() {
+		if f.isProbe(&key) {
+			a.answer()
+			return
+		}
 		k.handler.HandleStream(ctx, flow.Flow{
 			ID: flow.NextID(), Network: flow.TCP, Inbound: flow.TUN,
 			Src: key.srcAddrPort(), Dst: key.dstAddrPort(),

@@ -1,0 +1,51 @@
+package netstack
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+const (
+	probePort   = 9 // discard (RFC 863)
+	probeWithin = 300 * time.Millisecond
+)
+
+// Probe opens a connection of its own through the kernel path, to an address
+// that only this stack answers, and reports whether that works. It does not
+// where a firewall on this machine drops what comes in by the TUN: translated
+// connections do come in by it. Run must be running. On the userspace path
+// there is nothing to probe.
+func (s *Stack) Probe(ctx context.Context) error {
+	k, ok := s.carrier.(*kernel)
+	if !ok {
+		return nil
+	}
+	for _, f := range k.families() {
+		d := net.Dialer{Timeout: probeWithin, LocalAddr: &net.TCPAddr{IP: f.tun.netip().AsSlice()}}
+		c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(f.canary(), probePort).String())
+		if err != nil {
+			return fmt.Errorf("a connection through the kernel path (does a firewall drop what comes in by the tun device?): %w", err)
+		}
+		c.Close()
+	}
+	return nil
+}
+
+// canary is the address that Probe asks for: the second after the device's own,
+// which is neither a NAT peer nor ever given to a name.
+func (f *family) canary() netip.Addr { return f.tun.netip().Next().Next() }
+
+// isProbe reports whether a connection is one of Probe's.
+func (f *family) isProbe(t *tuple) bool {
+	return t.dport == probePort && t.src == f.tun && t.dst == addrOf(f.canary())
+}
+
+// answer accepts a connection of Probe's.
+func (a *tcpAsked) answer() {
+	if c, err := a.Accept(); err == nil {
+		c.Close()
+	}
+}
