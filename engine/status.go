@@ -6,6 +6,7 @@ import (
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/route"
+	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
 // snapshot is what Run publishes after every input; figures that change with
@@ -83,7 +84,7 @@ func (e *Engine) warnings(s *snapshot) []string {
 	if s.warning != "" {
 		all = append(all, s.warning)
 	}
-	if w, ok := e.opt.Host.(interface{ Warnings() []string }); ok {
+	if w, ok := e.opt.Host.(platform.Warner); ok {
 		all = append(all, w.Warnings()...)
 	}
 	return all

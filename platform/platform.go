@@ -129,6 +129,12 @@ type Processes interface {
 	Process(network string, src, dst netip.AddrPort) string
 }
 
+// Warner tells what works less well than it could on this machine, in sentences
+// for people, as of the last Apply. A Host may be one.
+type Warner interface {
+	Warnings() []string
+}
+
 // Errors that callers branch on; they are wrapped with what was being done.
 var (
 	ErrPermission  = errors.New("permission denied")            // not root, or a capability is missing

@@ -156,7 +156,7 @@ func (h *Host) setDNS(o op) error {
 	if isReadOnly(err) {
 		// Port 53 leads into the TUN whatever the file says; only a resolver on
 		// this machine itself is out of reach.
-		h.log.Warn("resolv.conf cannot be changed; queries are answered all the same", "error", err)
+		h.lack("resolv.conf cannot be changed (" + err.Error() + "); queries to resolvers elsewhere are answered all the same")
 		return nil
 	}
 	return err

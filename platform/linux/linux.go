@@ -22,6 +22,7 @@ var (
 	_ platform.Host      = (*Host)(nil)
 	_ platform.Uplink    = (*Host)(nil)
 	_ platform.Processes = (*Host)(nil)
+	_ platform.Warner    = (*Host)(nil)
 )
 
 const lockName = "lock"
@@ -45,6 +46,9 @@ type Host struct {
 	stop    context.CancelFunc      // ends the monitor
 	watched sync.WaitGroup          // the monitor
 	repairs *rate.Limiter
+
+	lackMu sync.Mutex // apart from mu, so that Warnings never waits for an Apply
+	lacks  []string   // guarded by lackMu: what works less well than it could
 
 	mu      sync.Mutex
 	journal *journal           // guarded by mu; nil without privileges
@@ -226,7 +230,9 @@ func (h *Host) Apply(ctx context.Context, cfg platform.NetConfig) error {
 		return fmt.Errorf("change the network: %w (run the service as root)", platform.ErrPermission)
 	}
 	cfg.DNS = slices.Clone(cfg.DNS)
+	h.forgetLacks()
 	if err := h.applyLocked(ctx, cfg); err != nil {
+		h.forgetLacks()
 		return err
 	}
 	h.cfg = cfg
@@ -257,6 +263,28 @@ func (h *Host) follow(ctx context.Context, cfg platform.NetConfig) error {
 		return err
 	}
 	return h.reconcile(ctx, plan(cfg, f))
+}
+
+// lack notes, once, what works less well than it could.
+func (h *Host) lack(what string) {
+	h.lackMu.Lock()
+	defer h.lackMu.Unlock()
+	if !slices.Contains(h.lacks, what) {
+		h.lacks = append(h.lacks, what)
+	}
+}
+
+// Warnings implements platform.Warner.
+func (h *Host) Warnings() []string {
+	h.lackMu.Lock()
+	defer h.lackMu.Unlock()
+	return slices.Clone(h.lacks)
+}
+
+func (h *Host) forgetLacks() {
+	h.lackMu.Lock()
+	defer h.lackMu.Unlock()
+	h.lacks = nil
 }
 
 // Changes implements platform.Host.

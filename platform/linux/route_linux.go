@@ -30,7 +30,7 @@ func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
 	f.NFT = !h.system.noNFT && hasNFT()
 	if !f.NFT {
 		f.Listening = listeningPorts()
-		h.log.Warn("nftables is not available: only listening TCP ports keep their interface", "ports", f.Listening)
+		h.lack("the kernel has no nftables: of connections that come in from outside, only TCP keeps its interface")
 	}
 	var err error
 	if f.LAN, err = attachedSubnets(cfg.TUN); err != nil {
