@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
+
+	"golang.org/x/term"
 
 	"github.com/atlanticproxy/atlanticproxy/engine"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
@@ -29,8 +32,11 @@ type runOptions struct {
 // part fails.
 func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	level := slog.LevelInfo
-	if o.verbose {
+	switch {
+	case o.verbose:
 		level = slog.LevelDebug
+	case term.IsTerminal(int(os.Stderr.Fd())): // tell says there what happens
+		level = slog.LevelWarn
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	if o.socket == "" {
@@ -57,7 +63,11 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, host.Close()) }()
+	defer func() {
+		if err = errors.Join(err, host.Close()); err == nil {
+			fmt.Fprintln(stdout, "AtlanticProxy has ended; everything is undone.")
+		}
+	}()
 	eng, err := engine.New(engine.Options{
 		Config: cfg, Host: host, StateDir: o.state, NoTUN: o.noTUN, Up: o.up, Version: version, Log: log,
 	})
@@ -69,7 +79,7 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wait sync.WaitGroup
-	wait.Go(func() { tell(ctx, eng, stdout, o.socket) })
+	wait.Go(func() { tell(ctx, eng, stdout, steer(o.socket), o.up) })
 	wait.Go(func() {
 		if err := apiserver.New(eng, apiserver.Options{Log: log}).Serve(ctx, sock); err != nil && ctx.Err() == nil {
 			log.Error("local API", "err", err)
@@ -82,20 +92,33 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	return err
 }
 
-// tell prints, for whoever runs the service in a terminal, what it has done and
-// how to steer it, once for each state it enters.
-func tell(ctx context.Context, eng *engine.Engine, w io.Writer, socket string) {
-	steer := "atlantic"
-	if socket != localsock.DefaultPath() {
-		steer += " --socket " + socket
+// steer is the command that steers this service: the program beside this one,
+// with the socket where it would not find that by itself.
+func steer(socket string) string {
+	program := "atlantic"
+	if dir, _ := filepath.Split(os.Args[0]); dir != "" {
+		program = filepath.Join(dir, program)
 	}
+	if socket != localsock.ClientPath() {
+		program += " --socket " + socket
+	}
+	return program
+}
+
+// tell prints, for whoever runs the service in a terminal, what it has done and
+// how to steer it, once for each state it enters. Being off is no news before
+// the first start and at the end.
+func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, starts bool) {
 	last := api.Status{}
 	show := func(st api.Status) {
 		if st.State == last.State && st.Cause == last.Cause {
 			return
 		}
+		news := st.State != api.Off || st.Cause != "" || ctx.Err() == nil && !(starts && last.State == "")
 		last = st
-		fmt.Fprint(w, summary(st, steer))
+		if news {
+			fmt.Fprint(w, summary(st, steer))
+		}
 	}
 	events := eng.Watch(ctx)
 	show(eng.Status())
