@@ -1,5 +1,8 @@
 # AtlanticProxy. `make run` and `make test` are all a newcomer needs.
 
+# Where go.dev's archive puts Go; sudo's PATH does not have it.
+export PATH := $(PATH):/usr/local/go/bin
+
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -9,22 +12,21 @@ BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 .PHONY: help run test demo check bench build packages deps clean
 
 help: ## these lines
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@sed -nE 's/^([a-z]+):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 run: build ## build, and send this computer's traffic through an upstream (none configured: direct); Ctrl-C undoes it
-	@scripts/deps run
 	@if [ "$$(id -u)" = 0 ]; then exec bin/atlanticd run --up; \
 	else echo "Not root: the local proxy only. For every app on this computer: sudo make run"; exec bin/atlanticd run --up --no-tun; fi
 
-test: check ## everything: checks, unit, race, fuzz seeds, packages, end to end in network namespaces (root)
-	@scripts/e2e
+test: check build ## everything: make check, the packages, end to end in network namespaces (needs root)
 	@scripts/test-packages
+	@scripts/e2e
 
-check: ## formatting, vet for three systems, staticcheck, unit tests with the race detector
+check: ## formatting, vet and staticcheck for three systems, unit tests with the race detector
 	@scripts/deps test
 	@scripts/check
 
-demo: build ## the old way and ours, side by side in a small internet of namespaces (root)
+demo: build ## the old way and ours, side by side in a small internet of namespaces (needs root)
 	@scripts/deps test
 	$(GO) run ./lab/cmd/demo
 
@@ -33,6 +35,7 @@ bench: build ## figures for docs/PERFORMANCE.md; set PEERS=DIR to compare with o
 	@scripts/bench
 
 build: ## bin/atlantic and bin/atlanticd
+	@scripts/deps run
 	@mkdir -p bin
 	$(BUILD) -o bin/ ./app/atlantic ./app/atlanticd
 
