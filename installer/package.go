@@ -53,7 +53,7 @@ func describe(o options, format, arch, tmp string) (*nfpm.Info, error) {
 		info.Scripts = nfpm.Scripts{PostInstall: script("postinst"), PreRemove: script("prerm"), PostRemove: script("postrm")}
 	case "rpm":
 		info.Release = "1"
-		info.License = "see source"
+		info.License = "not stated"
 		info.Depends = []string{"/usr/sbin/groupadd"}
 		info.RPM.Summary, _, _ = strings.Cut(description, "\n")
 		info.RPM.Group = "Applications/Internet"

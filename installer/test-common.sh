@@ -15,16 +15,18 @@ is() { [ "$2" = "$3" ] || fail "$1: got '$2', want '$3'"; }
 present() { [ -e "$root/$1" ] || fail "/$1 is missing"; }
 absent() { [ ! -e "$root/$1" ] && [ ! -L "$root/$1" ] || fail "/$1 is there"; }
 
-need_root() {
-	[ "$(id -u)" = 0 ] && return
-	echo "SKIPPED: not root: cannot install packages in a root of their own"
+skip() {
+	echo "SKIPPED: $*" >&2
 	exit 0
 }
 
-# new_root sets root, a fresh Debian, and work, the directory round it, which goes
-# away with the script. The Debian is kept as a tarball.
+need_root() { [ "$(id -u)" = 0 ] || skip "not root: cannot install packages in a root of their own"; }
+
+# new_root sets root, a fresh Debian or Ubuntu like this machine's, and work, the
+# directory round it, which goes away with the script. It is kept as a tarball.
 new_root() {
-	suite=bookworm
+	suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	[ -n "$suite" ] || skip "this system's release has no name to debootstrap it by"
 	tarball=${XDG_CACHE_HOME:-$HOME/.cache}/atlantic/debian-$suite-$(dpkg --print-architecture).tar
 	work=$(mktemp -d "${TMPDIR:-/tmp}/atlantic-$1.XXXXXX")
 	root=$work/root
@@ -36,13 +38,13 @@ new_root() {
 }
 
 make_root() {
-	command -v debootstrap >/dev/null || die "debootstrap is missing: apt-get install debootstrap"
+	command -v debootstrap >/dev/null || skip "no debootstrap: apt-get install debootstrap"
 	mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
 		awk -v s="$suite" '$2 == s && $3 == "main" { print $1; exit }')
-	[ -n "$mirror" ] || mirror=${DEBIAN_MIRROR:-} # not on a Debian $suite
-	[ -n "$mirror" ] || die "apt knows no mirror of Debian $suite; set DEBIAN_MIRROR"
+	[ -n "$mirror" ] || mirror=${MIRROR:-}
+	[ -n "$mirror" ] || skip "apt knows no mirror of $suite: set MIRROR"
 	debootstrap --variant=minbase "$suite" "$work/new" "$mirror" >"$work/debootstrap.log" 2>&1 ||
-		{ tail "$work/debootstrap.log" >&2; die "debootstrap failed"; }
+		{ tail "$work/debootstrap.log" >&2; skip "debootstrap of $suite failed"; }
 	mkdir -p "$(dirname "$tarball")"
 	tar -C "$work/new" -cf "$tarball.$$" .
 	mv "$tarball.$$" "$tarball"

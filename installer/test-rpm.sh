@@ -12,10 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/test-common.sh"
 
 need_root
-command -v rpm >/dev/null || {
-	echo "SKIPPED: no rpm: apt-get install rpm"
-	exit 0
-}
+command -v rpm >/dev/null || skip "no rpm: apt-get install rpm"
 new_root rpm
 rpm=${1:-}
 [ -n "$rpm" ] || rpm=$(build_packages rpm)
