@@ -50,6 +50,8 @@ func TestMisbehavingProxies(t *testing.T) {
 		"fin mid-reply":    {"http", cut("HTTP/1.1 200 OK\r\nA: b"), Protocol, "ended after"},
 		"html":             {"http", say("<html><body>Welcome to my home page</body></html>"), Protocol, "web server"},
 		"http html":        {"http", say("HTTP/1.1 418 x\r\nContent-Type: text/html\r\n\r\n<html>"), Protocol, "web server"},
+		"page":             {"http", say("HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: 9\r\n\r\n<html>hi!"), Protocol, "web page"},
+		"page in chunks":   {"http", say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n<html>hi!\r\n0\r\n\r\n"), Protocol, "web server"},
 		"400":              {"http", say("HTTP/1.1 400 Bad Request\r\n\r\n"), Protocol, "web server"},
 		"404":              {"http", say("HTTP/1.1 404 Not Found\r\n\r\n"), Protocol, "web server"},
 		"405":              {"http", say("HTTP/1.1 405 Method Not Allowed\r\n\r\n"), Protocol, "web server"},
@@ -100,6 +102,28 @@ func TestMisbehavingProxies(t *testing.T) {
 				t.Errorf("took %v", d)
 			}
 		})
+	}
+}
+
+// TestReplyNoise: what a 2xx should not say, and some proxies do, is ignored as
+// long as it does not add up to a page (RFC 9110 section 9.3.6).
+func TestReplyNoise(t *testing.T) {
+	for _, fields := range []string{"Content-Length: 0", "Content-Length: 9", "Transfer-Encoding: chunked",
+		"Content-Type: text/html", "Content-Type: text/html\r\nContent-Length: 00", "Content-Type: text/plain\r\nContent-Length: 9"} {
+		addr := serve(t, func(c *net.TCPConn) {
+			c.Read(make([]byte, 1024))
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n"+fields+"\r\n\r\nSSH-2.0")
+		})
+		c, err := open(t, "http://"+addr.String(), nil, Options{}).DialStream(within(t, 3*time.Second), flow.Target{Name: "x", Port: 22}, nil)
+		if err != nil {
+			t.Errorf("%q: %v", fields, err)
+			continue
+		}
+		b := make([]byte, 7)
+		if _, err := io.ReadFull(c, b); err != nil || string(b) != "SSH-2.0" {
+			t.Errorf("%q: then %q, %v", fields, b, err)
+		}
+		c.Close()
 	}
 }
 

@@ -25,6 +25,7 @@ type reply struct {
 	status int
 	reason string
 	html   bool
+	body   bool // it announces content, which no proxy's 2xx to CONNECT has (RFC 9110 section 9.3.6)
 	// The proxy's own words about a failure, as far as it said any.
 	proxyStatus string // Proxy-Status (RFC 9209)
 	message     string // X-Error-Description, x-brd-err-msg …
@@ -124,6 +125,10 @@ func (r *reply) field(name, value string) {
 	switch name {
 	case "content-type":
 		r.html = strings.HasPrefix(strings.ToLower(value), "text/html")
+	case "content-length":
+		r.body = r.body || strings.Trim(value, "0") != ""
+	case "transfer-encoding":
+		r.body = true
 	case "proxy-status":
 		r.proxyStatus = clip(value, maxTextBytes)
 	case "x-error-description", "x-brd-err-msg", "x-luminati-error":
@@ -151,6 +156,10 @@ func (r *reply) text() error {
 // judge maps a final answer to nil or an *Error.
 func (r *reply) judge() error {
 	switch {
+	case r.status >= 200 && r.status < 300 && r.html && r.body:
+		// A page in place of a tunnel. Either mark alone is noise that some
+		// proxies make and that RFC 9110 has us ignore.
+		return fault(Protocol, fmt.Errorf("%w with a web page", r.text()), hintNotProxy)
 	case r.status >= 200 && r.status < 300:
 		return nil
 	case r.status == 407, r.status == 401:
