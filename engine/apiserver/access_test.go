@@ -116,18 +116,19 @@ func TestBrowsersAreRefused(t *testing.T) {
 	b := newFake()
 	socket := start(t, b, adminPeer, nil)
 	for name, edit := range map[string]func(*http.Request){
-		"origin":       func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") },
-		"null origin":  func(r *http.Request) { r.Header.Set("Origin", "null") },
-		"empty origin": func(r *http.Request) { r.Header["Origin"] = []string{""} },
-		"own origin":   func(r *http.Request) { r.Header.Set("Origin", "http://atlantic") },
-		"referer":      func(r *http.Request) { r.Header.Set("Referer", "http://atlantic/") },
-		"fetch site":   func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-origin") },
-		"evil host":    func(r *http.Request) { r.Host = "evil.com" },
-		"localhost":    func(r *http.Request) { r.Host = "localhost" },
-		"loopback":     func(r *http.Request) { r.Host = "127.0.0.1" },
-		"subdomain":    func(r *http.Request) { r.Host = "atlantic.evil.com" },
-		"trailing dot": func(r *http.Request) { r.Host = "atlantic." },
-		"port":         func(r *http.Request) { r.Host = "atlantic:80" },
+		"origin":         func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") },
+		"null origin":    func(r *http.Request) { r.Header.Set("Origin", "null") },
+		"empty origin":   func(r *http.Request) { r.Header["Origin"] = []string{""} },
+		"own origin":     func(r *http.Request) { r.Header.Set("Origin", "http://atlantic") },
+		"referer":        func(r *http.Request) { r.Header.Set("Referer", "http://atlantic/") },
+		"fetch site":     func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-origin") },
+		"evil host":      func(r *http.Request) { r.Host = "evil.com" },
+		"localhost:8080": func(r *http.Request) { r.Host = "localhost:8080" },
+		"localhost.evil": func(r *http.Request) { r.Host = "localhost.evil" },
+		"loopback":       func(r *http.Request) { r.Host = "127.0.0.1" },
+		"subdomain":      func(r *http.Request) { r.Host = "atlantic.evil.com" },
+		"trailing dot":   func(r *http.Request) { r.Host = "atlantic." },
+		"port":           func(r *http.Request) { r.Host = "atlantic:80" },
 	} {
 		for _, c := range []struct{ method, target, body string }{{"GET", "/v1/status", ""}, {"PATCH", "/v1/prefs", `{"on":false}`}} {
 			if resp, text := call(t, socket, c.method, c.target, c.body, edit); resp.StatusCode != 403 {
@@ -266,3 +267,14 @@ func FuzzAPI(f *testing.F) {
 }
 
 var _ Backend = (*fakeBackend)(nil)
+
+// curl and other clients of unix sockets name a host of their own.
+func TestUsualHostsAreWelcome(t *testing.T) {
+	for _, host := range []string{"", Host, "localhost", "unix"} {
+		r := httptest.NewRequest("GET", "/v1/status", nil)
+		r.Host = host
+		if err := refuseBrowser(r); err != nil {
+			t.Errorf("%q: %v", host, err)
+		}
+	}
+}

@@ -12,8 +12,9 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
-// Host is what a caller puts into the Host header (and into http://atlantic/…);
-// an empty one will do, every other is refused.
+// Host is what a caller puts into the Host header (and into http://atlantic/…).
+// An empty one will do, and what curl and other clients of unix sockets are
+// usually given, "localhost" or "unix"; every other is refused.
 const Host = "atlantic"
 
 // refuseBrowser turns away every request that a web page could have sent
@@ -26,7 +27,9 @@ func refuseBrowser(r *http.Request) error {
 				Hint: "the local API is for the atlantic command and the tray; leave out the header " + name}
 		}
 	}
-	if r.Host != Host && r.Host != "" {
+	switch r.Host {
+	case Host, "", "localhost", "unix":
+	default:
 		return &api.Error{Code: api.ErrPermission, Message: "the request is for another host",
 			Hint: "use http://" + Host + "/ over the socket"}
 	}
