@@ -276,7 +276,7 @@ func TestContentType(t *testing.T) {
 	b := newFake()
 	path := start(t, b, adminPeer, nil)
 	for ct, code := range map[string]int{"application/json": 200, "application/json; charset=utf-8": 200,
-		"text/plain": 400, "": 400, "application/x-www-form-urlencoded": 400} {
+		"": 200, "application/x-www-form-urlencoded": 200, "text/plain": 400, "multipart/form-data": 400} {
 		resp, _ := call(t, path, "PATCH", "/v1/prefs", `{}`, func(r *http.Request) { r.Header["Content-Type"] = []string{ct} })
 		if resp.StatusCode != code {
 			t.Errorf("%q: %d, want %d", ct, resp.StatusCode, code)

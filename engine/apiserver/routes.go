@@ -87,7 +87,9 @@ func (r route) wellFormed(req *http.Request) error {
 		return badRequest("this call takes no body")
 	}
 	if r.body {
-		if t, _, err := mime.ParseMediaType(req.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		switch t, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type")); t {
+		case "application/json", "", "application/x-www-form-urlencoded": // the last is what curl -d says of any body
+		default:
 			return badRequest("the body must be application/json")
 		}
 	}
