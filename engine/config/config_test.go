@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -190,18 +188,6 @@ func TestSecretNeverPrints(t *testing.T) {
 	if strings.Contains(out, "hunter2") || strings.Contains(out, "68756e74") {
 		t.Error(out)
 	}
-}
-
-func write(t *testing.T, mode os.FileMode, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "atlantic.toml")
-	if err := os.WriteFile(path, []byte(text), mode); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(path, mode); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 func TestGet(t *testing.T) {

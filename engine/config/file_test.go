@@ -176,3 +176,15 @@ func TestSetAddsKeySectionFile(t *testing.T) {
 		t.Error(info.Mode())
 	}
 }
+
+func write(t *testing.T, mode os.FileMode, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "atlantic.toml")
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -7,17 +7,12 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 const (
 	firstPeerPort = 4096
 	maxFlows      = 1<<16 - firstPeerPort // TCP flows per family
 	reuseAfter    = 4096                  // slots that rest before one is used again
-
-	// Keep-alive probes on accepted connections pass through the translation
-	// and keep its entry alive (see idleTCP), and find apps that have vanished.
-	keepAliveIdle, keepAliveInterval, keepAliveCount = 75 * time.Second, 15 * time.Second, 4
 )
 
 // family is what the kernel path has per IP version: the listener that

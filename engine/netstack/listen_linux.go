@@ -4,8 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+)
+
+// Keep-alive probes on accepted connections pass through the translation and
+// keep its entry alive (see idleTCP), and find apps that have vanished.
+const (
+	keepAliveIdle     = 75 * time.Second
+	keepAliveInterval = 15 * time.Second
+	keepAliveCount    = 4
 )
 
 // listenerOptions makes a listening socket reachable only by device (nobody on

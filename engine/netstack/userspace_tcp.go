@@ -137,7 +137,7 @@ func synTuple(p []byte) (tcpip.NetworkProtocolNumber, stack.TransportEndpointID,
 		proto, src, dst, segment = header.IPv4ProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[n:])
 	case len(p) >= header.IPv6MinimumSize && p[0]>>4 == 6:
 		ip := header.IPv6(p)
-		if ip.TransportProtocol() != tcp.ProtocolNumber {
+		if ip.NextHeader() != uint8(tcp.ProtocolNumber) {
 			return 0, none, false
 		}
 		proto, src, dst, segment = header.IPv6ProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[header.IPv6MinimumSize:])

@@ -36,6 +36,7 @@ func (p *Proxy) serveTLS(raw *net.TCPConn) error {
 	if c.ConnectionState().NegotiatedProtocol == "h2" {
 		c.SetDeadline(time.Time{})
 		var handlers sync.WaitGroup
+		//lint:ignore SA1019 net/http serves a listener, not one connection after its handshake
 		(&http2.Server{MaxConcurrentStreams: 1000}).ServeConn(c, &http2.ServeConnOpts{
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				handlers.Add(1)
