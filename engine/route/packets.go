@@ -18,7 +18,7 @@ const (
 	datagramBytes = 65535 + 262      // the longest datagram, and room for a SOCKS5 header
 	udpIdle       = 60 * time.Second // of a socket that got no answer yet
 	udpIdleBoth   = 5 * time.Minute  // of one that did (RFC 4787 REQ-5)
-	udpRetry      = time.Second      // after a failed association
+	udpRetry      = time.Second      // between associations for one destination, failed or ended
 	maxDests      = 1024             // remembered of one socket
 	maxPaths      = 32               // associations of one socket
 )
@@ -140,8 +140,9 @@ func (s *session) send(ctx context.Context, p []byte, to net.Addr) {
 			s.refuse(e, ap)
 			return
 		}
-		if e.path = s.pathFor(ctx, e, ap); e.path == nil {
-			e.retry = time.Now().Add(udpRetry)
+		e.path = s.pathFor(ctx, e, ap)
+		e.retry = time.Now().Add(udpRetry)
+		if e.path == nil {
 			s.refuse(e, ap)
 			return
 		}
@@ -167,9 +168,10 @@ func (s *session) dest(ap netip.AddrPort, to net.Addr) *dest {
 	default:
 		return nil
 	}
-	if e != nil && (!e.auto || e.d.u == s.h.opts.Current()) {
+	if e != nil && !e.d.passing && (!e.auto || e.d.u == s.h.opts.Current()) {
 		return e
 	}
+	told := e != nil && e.told
 	if len(s.dests)+len(s.names) >= maxDests { // a scan, not a conversation
 		clear(s.dests)
 		clear(s.names)
@@ -183,6 +185,7 @@ func (s *session) dest(ap netip.AddrPort, to net.Addr) *dest {
 		e = s.judge(f, flow.TargetOf(ap))
 		s.dests[ap] = e
 	}
+	e.told = told
 	return e
 }
 

@@ -242,6 +242,70 @@ func TestPacketsDeadProxy(t *testing.T) {
 	}
 }
 
+// TestPacketsAfterHold: a socket that was refused while traffic was held, or
+// before a fake address had a name, is carried afterwards.
+func TestPacketsAfterHold(t *testing.T) {
+	server, got := udpServer(t, "s", "127.0.0.1:0")
+	fake := netip.AddrPortFrom(netip.MustParseAddr("198.18.1.7"), server.Port())
+	var held, known atomic.Bool
+	h := handler(t, func(o *Options) {
+		o.Blocked = held.Load
+		o.Resolve = func(a netip.Addr) (string, bool) {
+			if a != fake.Addr() {
+				return "", false
+			}
+			if known.Load() {
+				return "127.0.0.1", true // a name that needs no resolver
+			}
+			return "", true
+		}
+	})
+	a := newAppSocket()
+	held.Store(true)
+	carryPackets(t, h, udpFlow(server), a)
+	for range 3 {
+		a.expectRefused(t, "x", server)
+	}
+	if n := h.Counters(); n.UDPBlocked != 3 || n.Blocked != 1 || got.Load() != 0 {
+		t.Errorf("while held: %+v, %d leaked", n, got.Load())
+	}
+	held.Store(false)
+	if d := a.ask(t, "y", flow.UDPAddrOf(server)); d.data != "s:y" {
+		t.Errorf("after the hold: %+v", d)
+	}
+	a.expectRefused(t, "x", fake)
+	known.Store(true)
+	if d := a.ask(t, "z", flow.UDPAddrOf(fake)); d.data != "s:z" {
+		t.Errorf("after the name is known: %+v", d)
+	}
+}
+
+// TestPacketsLeavingProxy: a proxy that takes associations and drops them is
+// not asked for one with every datagram.
+func TestPacketsLeavingProxy(t *testing.T) {
+	var asked atomic.Int32
+	proxy := serve(t, func(c *net.TCPConn) {
+		b := make([]byte, 64)
+		c.Read(b)
+		c.Write([]byte{5, 0})
+		c.Read(b)
+		asked.Add(1)
+		c.Write([]byte{5, 0, 0, 1, 127, 0, 0, 1, 0, 9})
+	})
+	u := newUpstream(t, "socks5://"+proxy.String(), upstream.Options{})
+	h := handler(t, func(o *Options) { o.Current = func() *upstream.Upstream { return u } })
+	a := newAppSocket()
+	to := netip.MustParseAddrPort("127.0.0.1:9999")
+	carryPackets(t, h, udpFlow(to), a)
+	for range 30 {
+		a.in <- datagram{"x", flow.UDPAddrOf(to)}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("%d associations in 0.3 s", n)
+	}
+}
+
 // dnsFake answers every datagram it is given.
 type dnsFake struct{ seen atomic.Int32 }
 

@@ -210,6 +210,7 @@ type decision struct {
 	took    time.Duration
 	reason  flow.Reason // if u is nil
 	blocked bool        // if u is nil: by a rule or Blocked, not for want of a way
+	passing bool        // if u is nil: what stands in the way may be gone for the next datagram
 }
 
 func (h *Handler) count(d decision) {
@@ -234,7 +235,7 @@ func (h *Handler) decide(f flow.Flow, t flow.Target) decision {
 		if fake {
 			// Only what the app's own resolver gave out leads anywhere.
 			if q.Name == "" {
-				d.reason = flow.Unreachable
+				d.reason, d.passing = flow.Unreachable, true
 				d.verdict.Rule = fmt.Sprintf("the fake address %v is not known any more: look the name up again", t.Addr)
 				return d
 			}
@@ -243,7 +244,7 @@ func (h *Handler) decide(f flow.Flow, t flow.Target) decision {
 		}
 	}
 	if h.opts.Blocked != nil && h.opts.Blocked() {
-		d.reason, d.blocked = flow.Forbidden, true
+		d.reason, d.blocked, d.passing = flow.Forbidden, true, true
 		return d
 	}
 	if h.opts.Process != nil && h.opts.Rules.NeedsProcess() {
