@@ -21,6 +21,7 @@ const (
 	markMask uint32 = 0xffff0000
 
 	prefMarked  = 5300 // marked packets -> main
+	prefNoWay   = 5301 // marked packets that main has no route for -> unreachable, never the TUN
 	prefInbound = 5302 // replies of listening ports -> main, only without nftables
 	prefDNS     = 5305 // port 53 -> TUN, even towards the LAN
 	prefLocal   = 5310 // multicast and link-local -> main
@@ -54,7 +55,7 @@ type op struct {
 	Proto string       `json:"proto,omitempty"` // "tcp" or "udp"
 	Sport uint16       `json:"sport,omitempty"`
 	Dport uint16       `json:"dport,omitempty"`
-	Table int          `json:"table,omitempty"` // rule, route
+	Table int          `json:"table,omitempty"` // rule (0: unreachable), route
 
 	Dev string `json:"dev,omitempty"` // route, nft, dns: the TUN
 
@@ -107,9 +108,12 @@ func (o op) ruleString() string {
 	if o.Dport != 0 {
 		fmt.Fprintf(&b, " dport %d", o.Dport)
 	}
-	if o.Table == tableMain {
+	switch o.Table {
+	case 0:
+		b.WriteString(" unreachable")
+	case tableMain:
 		b.WriteString(" lookup main")
-	} else {
+	default:
 		fmt.Fprintf(&b, " lookup %d", o.Table)
 	}
 	return b.String()
@@ -194,7 +198,12 @@ func planRules(family int, cfg platform.NetConfig, f facts) []op {
 	rule := func(pref, table int) op { return op{Kind: opRule, Family: family, Pref: pref, Table: table} }
 	marked := rule(prefMarked, tableMain)
 	marked.Mark = true
-	ops := []op{marked}
+	// Without a route in main (no uplink, or none of this family) our own packet
+	// would go on to the last rule, into the TUN, and become a flow that we dial
+	// for again, without end.
+	noWay := rule(prefNoWay, 0)
+	noWay.Mark = true
+	ops := []op{marked, noWay}
 	if !f.NFT {
 		for _, port := range f.Listening {
 			o := rule(prefInbound, tableMain)

@@ -37,6 +37,7 @@ sysctl net.ipv4.conf.all.src_valid_mark=1
 ip -4 route add default dev atlantic0 table 7891
 ip -6 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -4 rule add pref 5305 ipproto udp dport 53 lookup 7891
 ip -4 rule add pref 5305 ipproto tcp dport 53 lookup 7891
 ip -4 rule add pref 5310 to 169.254.0.0/16 lookup main
@@ -45,6 +46,7 @@ ip -4 rule add pref 5310 to 255.255.255.255/32 lookup main
 ip -4 rule add pref 5311 to 192.168.7.0/24 lookup main
 ip -4 rule add pref 5330 lookup 7891
 ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -6 rule add pref 5305 ipproto udp dport 53 lookup 7891
 ip -6 rule add pref 5305 ipproto tcp dport 53 lookup 7891
 ip -6 rule add pref 5310 to fe80::/10 lookup main
@@ -62,8 +64,10 @@ nft add table inet atlantic (tun atlantic0)
 ip -4 route add default dev atlantic0 table 7891
 ip -6 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -4 rule add pref 5330 lookup 7891
 ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -6 rule add pref 5330 lookup 7891`,
 		},
 		{
@@ -73,6 +77,7 @@ ip -6 rule add pref 5330 lookup 7891`,
 nft add table inet atlantic (tun atlantic0)
 ip -4 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -4 rule add pref 5330 lookup 7891`,
 		},
 		{
@@ -83,6 +88,7 @@ sysctl net.ipv4.conf.all.rp_filter=2
 sysctl net.ipv4.conf.eth0.rp_filter=2
 ip -4 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -4 rule add pref 5302 ipproto tcp sport 22 lookup main
 ip -4 rule add pref 5302 ipproto tcp sport 443 lookup main
 ip -4 rule add pref 5310 to 169.254.0.0/16 lookup main

@@ -205,6 +205,9 @@ func netlinkRule(o op) *netlink.Rule {
 		r.Family = unix.AF_INET6
 	}
 	r.Priority, r.Table, r.Protocol = o.Pref, o.Table, protoOwn
+	if o.Table == 0 {
+		r.Type = unix.RTN_UNREACHABLE // FR_ACT_UNREACHABLE
+	}
 	if o.Mark {
 		mask := markMask
 		r.Mark, r.Mask = mark, &mask
