@@ -16,8 +16,13 @@ import (
 // (RFC 2606) and that nothing is sent to.
 const checkTarget = "example.com"
 
-// checkSilence is how long Check waits for the answer of a connected proxy.
-const checkSilence = 1500 * time.Millisecond
+const (
+	// checkSilence is how long Check waits for the answer to a CONNECT, which
+	// many proxies give only once the target has answered.
+	checkSilence = 1500 * time.Millisecond
+	// greetTimeout is how long it waits for what depends on the proxy alone.
+	greetTimeout = 5 * time.Second
+)
 
 // connect dials through an HTTP/1.1 proxy without TLS.
 type connect struct {

@@ -138,7 +138,7 @@ func tlsFault(err error) *Error {
 	)
 	switch {
 	case isTimeout(err):
-		return fault(Timeout, fmt.Errorf("TLS handshake: %w", errSilent), "check the port: it may not speak TLS")
+		return fault(Timeout, errors.New("TLS handshake: connected, but no answer in time"), "check the port: it may not speak TLS")
 	case errors.As(err, &unknown):
 		hint = "its certificate is signed by an unknown authority: set ca to the authority's certificate"
 	case errors.As(err, &name):

@@ -144,7 +144,7 @@ func writeEarly(ctx context.Context, c flow.StreamConn, early []byte) error {
 }
 
 func (d *secure) check(ctx context.Context) error {
-	st, c, err := d.h2.connect(ctx, d.spec, flow.Target{Name: checkTarget, Port: 443}, patience{checkSilence, checkSilence})
+	st, c, err := d.h2.connect(ctx, d.spec, flow.Target{Name: checkTarget, Port: 443}, patience{greetTimeout, checkSilence})
 	if st != nil {
 		st.Close()
 	}

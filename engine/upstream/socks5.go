@@ -73,20 +73,21 @@ func (d *socks5) request(ctx context.Context, command byte, t flow.Target) (c *n
 	return c, bound, nil
 }
 
-// check negotiates and authenticates, and asks for nothing.
+// check negotiates and authenticates, and asks for nothing. Silence counts: a
+// web server, say, waits for the rest of what it takes for a request.
 func (d *socks5) check(ctx context.Context) error {
 	c, err := d.net.dialProxy(ctx, d.spec, d.stats)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	release := until(ctx, c, checkSilence)
+	release := until(ctx, c, greetTimeout)
 	err = negotiate(c, d.spec)
 	release()
-	if err == nil || isTimeout(err) && ctx.Err() == nil {
-		return nil
+	if err != nil {
+		return talkFault("SOCKS5 handshake", err)
 	}
-	return talkFault("SOCKS5 handshake", err)
+	return nil
 }
 
 func (d *socks5) close() {}

@@ -161,9 +161,10 @@ func (p packets) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn
 // Check finds out whether the upstream is alive and accepts our credentials,
 // without using it for anything: SOCKS5 negotiates and authenticates; the HTTP
 // kinds ask for a tunnel to example.com:443 and close it. A target that cannot
-// be reached through the proxy does not count against it, and neither does a
-// proxy that is connected but silent for 1.5 seconds: many answer CONNECT only
-// once the target has. Direct is always alive.
+// be reached through the proxy does not count against it, and neither does
+// silence on a CONNECT, which is waited for 1.5 seconds: many proxies answer it
+// only once the target has. Silence in a TLS or SOCKS5 handshake is a failure
+// after 5 seconds. Direct is always alive.
 func (u *Upstream) Check(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
