@@ -230,7 +230,11 @@ func runResolvconf(path, action string, o op) error {
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdin = bytes.NewReader(input)
+	cmd.WaitDelay = time.Second // a daemon that its hooks start may keep the output open for ever
 	out, err := cmd.CombinedOutput()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil
+	}
 	if action == "-d" && errors.As(err, new(*exec.ExitError)) {
 		return nil // openresolv's answer when it has no such record
 	}
