@@ -144,14 +144,17 @@ func (h *Host) resync(ctx context.Context) (again bool) {
 	now := h.look()
 	changed := !sameChange(now, h.uplink)
 	h.uplink = now
-	if changed {
-		h.routes.forget()
-	}
-	if h.cfg.TUN != "" {
+	h.routes.forget() // a route to one host may have changed, which now does not show
+	switch {
+	case h.cfg.TUN != "":
 		if again = !h.repairs.Allow(); !again {
 			if err := h.repair(ctx); err != nil {
 				h.log.Warn("cannot repair the network", "error", err)
 			}
+		}
+	case h.journal != nil && len(h.journal.pending) > 0: // put off, or failed, when it was to be undone
+		if err := h.undoAll(); err != nil {
+			h.log.Warn("cannot undo what is left", "error", err)
 		}
 	}
 	if changed {
@@ -161,15 +164,16 @@ func (h *Host) resync(ctx context.Context) (again bool) {
 	return again
 }
 
-// repair makes again what is missing, then follows the facts.
+// repair makes again what is missing, then follows the facts. What fails does
+// not keep the rest from being repaired.
 func (h *Host) repair(ctx context.Context) error {
 	if _, err := deviceIndex(h.cfg.TUN); err != nil {
 		return nil // the device has been closed; the engine will say so
 	}
+	// Set down, a device loses its routes and IPv6 addresses.
+	errs := []error{configureTUN(h.cfg.TUN, h.cfg.MTU, h.cfg.Addr4, h.cfg.Addr6)}
 	missing, err := h.missing()
-	if err != nil {
-		return err
-	}
+	errs = append(errs, err)
 	for _, e := range missing {
 		h.log.Warn("somebody removed a setting of ours; making it again", "change", e.Op.String())
 		if e.Op.Kind == opDNS {
@@ -178,19 +182,21 @@ func (h *Host) repair(ctx context.Context) error {
 			err = h.do(*e.Op)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", e.Op, err)
+			errs = append(errs, fmt.Errorf("%s: %w", e.Op, err))
 		}
 	}
-	return h.follow(ctx, h.cfg)
+	return errors.Join(append(errs, h.follow(ctx, h.cfg))...)
 }
 
-// missing lists what the journal says is in force and is not there.
+// missing lists what the journal says is in force and is not there; what cannot
+// be looked for is an error, beside the list.
 func (h *Host) missing() ([]entry, error) {
 	rules, err := ownRules()
 	if err != nil {
 		return nil, fmt.Errorf("list the policy rules: %w", err)
 	}
 	var gone []entry
+	var errs []error
 	for _, e := range h.journal.pending {
 		present := true
 		var err error
@@ -204,14 +210,14 @@ func (h *Host) missing() ([]entry, error) {
 		case opDNS:
 			present, err = h.dnsPresent(*e.Op)
 		}
-		if err != nil {
-			return nil, fmt.Errorf("look for %s: %w", e.Op, err)
-		}
-		if !present {
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("look for %s: %w", e.Op, err))
+		case !present:
 			gone = append(gone, e)
 		}
 	}
-	return gone, nil
+	return gone, errors.Join(errs...)
 }
 
 // deliver puts c in the channel, in place of an older value that nobody has
