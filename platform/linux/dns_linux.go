@@ -2,6 +2,7 @@ package linux
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -179,8 +180,7 @@ func (h *Host) restoreDNS(o op) error {
 	}
 	err := restoreFile(h.system.resolvConf, renderResolvConf(o.Servers, o.File.Content), o.File)
 	if isReadOnly(err) {
-		h.log.Warn("resolv.conf cannot be restored", "error", err)
-		return nil
+		return fmt.Errorf("%w: %w", errLater, err)
 	}
 	return err
 }

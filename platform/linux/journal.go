@@ -116,21 +116,21 @@ func readOwn(path string) ([]byte, error) {
 	return data, nil
 }
 
-// parseJournal returns the entries in force. On damage it returns those that
-// were read before it, with an error.
+// parseJournal returns the entries in force. On damage it returns all that can
+// still be read, behind it too, with an error.
 func parseJournal(data []byte) (h journalHeader, entries []entry, err error) {
 	for number := 1; len(data) > 0; number++ {
 		line, rest, whole := bytes.Cut(data, []byte("\n"))
 		if !whole {
-			return h, entries, nil // cut while it was written
+			return h, entries, err // cut while it was written
 		}
 		data = rest
 		body, ok := checkLine(line)
 		if !ok {
-			if len(data) == 0 {
-				return h, entries, nil
+			if len(data) > 0 && err == nil {
+				err = fmt.Errorf("%w: line %d is damaged", errJournal, number)
 			}
-			return h, entries, fmt.Errorf("%w: line %d is damaged", errJournal, number)
+			continue
 		}
 		if number == 1 {
 			if err := json.Unmarshal(body, &h); err != nil || h.Version != journalVersion {
@@ -139,8 +139,11 @@ func parseJournal(data []byte) (h journalHeader, entries []entry, err error) {
 			continue
 		}
 		var e entry
-		if err := json.Unmarshal(body, &e); err != nil || (e.Op == nil && !e.Undone) {
-			return h, entries, fmt.Errorf("%w: line %d is not a record", errJournal, number)
+		if json.Unmarshal(body, &e) != nil || (e.Op == nil && !e.Undone) {
+			if err == nil {
+				err = fmt.Errorf("%w: line %d is not a record", errJournal, number)
+			}
+			continue
 		}
 		if e.Undone {
 			entries = slices.DeleteFunc(entries, func(o entry) bool { return o.Seq == e.Seq })
@@ -148,7 +151,7 @@ func parseJournal(data []byte) (h journalHeader, entries []entry, err error) {
 			entries = append(entries, e)
 		}
 	}
-	return h, entries, nil
+	return h, entries, err
 }
 
 func checkLine(line []byte) (body []byte, ok bool) {
@@ -186,20 +189,21 @@ func (j *journal) add(ops ...op) ([]entry, error) {
 		entries = append(entries, e)
 	}
 	if err := j.file.Sync(); err != nil {
+		j.close()
 		return nil, fmt.Errorf("sync the journal: %w", err)
 	}
 	j.pending = append(j.pending, entries...)
 	return entries, nil
 }
 
-// undone records that the change seq is no more. It is not synced: undoing
-// twice is harmless.
+// undone records that the change seq is no more. It is not synced, and an error
+// changes nothing for the caller: undoing twice is harmless.
 func (j *journal) undone(seq int) error {
 	j.pending = slices.DeleteFunc(j.pending, func(e entry) bool { return e.Seq == seq })
 	if len(j.pending) == 0 {
 		return j.clear()
 	}
-	if j.file == nil { // read from an earlier run and not yet opened for writing
+	if j.file == nil { // from an earlier run and not yet opened, or closed by a failed write
 		return j.rewrite()
 	}
 	return j.write(entry{Seq: seq, Undone: true})
@@ -222,12 +226,15 @@ func (j *journal) close() {
 	}
 }
 
+// write appends one record. After a failure the file may end in half a line; it
+// is closed, so that whatever comes next rewrites it.
 func (j *journal) write(v any) error {
 	line, err := formatLine(v)
 	if err != nil {
 		return fmt.Errorf("encode a journal record: %w", err)
 	}
 	if _, err := j.file.Write(line); err != nil {
+		j.close()
 		return fmt.Errorf("write the journal: %w", err)
 	}
 	j.written++

@@ -105,7 +105,7 @@ func TestJournalRefused(t *testing.T) {
 		"damaged in the middle": {
 			func(p string) error {
 				return os.WriteFile(p, bytes.Join([][]byte{good, record, damaged, record}, nil), 0o600)
-			}, "line 3 is damaged", 1},
+			}, "line 3 is damaged", 2},
 		"future version": {
 			func(p string) error { return os.WriteFile(p, append(future, record...), 0o600) }, "version 99", 0},
 		"symlink": {

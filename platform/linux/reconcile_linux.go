@@ -13,7 +13,8 @@ import (
 
 // reconcile makes want the list of objects in force: it undoes what is not
 // wanted, newest first, and makes what is missing, in order. If a change fails
-// it goes back to where it was.
+// it goes back to where it was. What can only be undone later stays in the
+// journal.
 func (h *Host) reconcile(ctx context.Context, want []op) (err error) {
 	wanted := make(map[string]bool, len(want))
 	for _, o := range want {
@@ -42,7 +43,9 @@ func (h *Host) reconcile(ctx context.Context, want []op) (err error) {
 		}
 	}()
 	for _, e := range slices.Backward(drop) {
-		if err := h.unmake(e); err != nil {
+		if err := h.unmake(e); h.putOff(e, err) {
+			continue
+		} else if err != nil {
 			return err
 		}
 		dropped = append(dropped, *e.Op)
@@ -125,10 +128,22 @@ func (h *Host) unmake(e entry) error {
 		return fmt.Errorf("undo %s: %w", e.Op, err)
 	}
 	h.fault()
-	err := h.journal.undone(e.Seq)
+	if err := h.journal.undone(e.Seq); err != nil { // a full disk must not keep the machine from being restored
+		h.log.Warn("cannot note in the journal that a change was undone", "change", e.Op.String(), "error", err)
+	}
 	h.fault()
 	h.log.Debug("undid", "change", e.Op.String())
-	return err
+	return nil
+}
+
+// putOff reports whether err says that e can only be undone later; it then
+// stays in the journal.
+func (h *Host) putOff(e entry, err error) bool {
+	if !errors.Is(err, errLater) {
+		return false
+	}
+	h.log.Warn("a change cannot be undone now and will be later", "change", e.Op.String(), "error", err)
+	return true
 }
 
 // undoAll undoes everything in force; it goes on after an error. What can only
@@ -136,12 +151,9 @@ func (h *Host) unmake(e entry) error {
 func (h *Host) undoAll() error {
 	var errs []error
 	for _, e := range slices.Backward(slices.Clone(h.journal.pending)) {
-		err := h.unmake(e)
-		if errors.Is(err, errLater) {
-			h.log.Warn("a change will be undone by a later start", "change", e.Op.String(), "error", err)
-			continue
+		if err := h.unmake(e); !h.putOff(e, err) {
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

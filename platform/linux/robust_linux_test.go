@@ -1,0 +1,207 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+// LP-01: a socket of ours never enters the TUN, not even where the machine has
+// no other way: no uplink at all, or none of that family.
+func TestOurOwnPacketsNeverEnterTheTUN(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	run(t, "ip", "-6", "route", "del", "default")
+	h := newMachine(t).open(t)
+	up(t, h)
+	refused := func(address string) {
+		t.Helper()
+		d := net.Dialer{Control: h.Control}
+		c, err := d.DialContext(context.Background(), "udp", address) // a route is looked up, nothing is sent
+		if err == nil {
+			c.Close()
+		}
+		if !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+			t.Errorf("%s: %v, want unreachable", address, err)
+		}
+	}
+	refused("[2001:db8::9]:443")
+	if got := routeOf(t, "203.0.113.9", "mark", "0x41540000"); got != "eth0" {
+		t.Errorf("with an uplink our packets leave by %s", got)
+	}
+	run(t, "ip", "route", "del", "default")
+	refused("203.0.113.9:443")
+	for _, to := range []string{"203.0.113.9", "2001:db8::9"} {
+		if got := routeOf(t, to); got != "atlantic0" {
+			t.Errorf("an app's packet to %s leaves by %s", to, got)
+		}
+	}
+	run(t, "ip", "rule", "del", "pref", "5301")
+	run(t, "ip", "-6", "rule", "del", "pref", "5301")
+	waitFor(t, "repair", func() bool {
+		missing, err := func() (int, error) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			gone, err := h.missing()
+			return len(gone), err
+		}()
+		return err == nil && missing == 0
+	})
+	refused("203.0.113.9:443")
+	if err := h.Apply(context.Background(), platform.NetConfig{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// FT-14: with the disk full `up` fails and leaves no trace, and `down` works;
+// half a record in the journal is not built upon.
+func TestDiskFull(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	state := m.options().StateDir
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mount", "-t", "tmpfs", "-o", "size=16k", "none", state)
+	t.Cleanup(func() { run(t, "umount", "-l", state) })
+	h := m.open(t)
+	before := m.snapshot()
+	filler := filepath.Join(state, "filler")
+	_ = os.WriteFile(filler, make([]byte, 1<<20), 0o600) // until it is full
+	cfg := everything()
+	dev, err := h.OpenTUN(platform.TUNConfig{Name: cfg.TUN, MTU: cfg.MTU, Addr4: cfg.Addr4, Addr6: cfg.Addr6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Apply(context.Background(), cfg); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("apply with a full disk: %v", err)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Apply(context.Background(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = os.WriteFile(filler, make([]byte, 1<<20), 0o600)
+	h.mu.Lock()
+	h.journal.close()
+	h.journal.file = full
+	h.mu.Unlock()
+	if err := h.Apply(context.Background(), platform.NetConfig{}); err != nil {
+		t.Errorf("down with a full disk: %v", err)
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	equalState(t, "after down with a full disk", m.snapshot(), before)
+}
+
+// What is read-only at the moment of `down` comes back with the next change, or
+// the next start.
+func TestDownWithReadOnlyEtc(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	etc := filepath.Dir(m.sys.resolvConf)
+	run(t, "mount", "--bind", etc, etc)
+	t.Cleanup(func() { run(t, "umount", "-l", etc) })
+	before := read(t, m.sys.resolvConf)
+	h := m.open(t)
+	up(t, h)
+	run(t, "mount", "-o", "remount,ro,bind", etc)
+	if err := h.Apply(context.Background(), platform.NetConfig{}); err != nil {
+		t.Errorf("down: %v", err)
+	}
+	if rules := run(t, "ip", "rule"); strings.Contains(rules, "proto 65") || strings.Contains(rules, "5330:") {
+		t.Errorf("rules are left:\n%s", rules)
+	}
+	run(t, "mount", "-o", "remount,rw,bind", etc)
+	run(t, "ip", "addr", "add", "192.168.9.9/24", "dev", "eth0")
+	waitFor(t, "the former resolv.conf", func() bool { return read(t, m.sys.resolvConf) == before })
+}
+
+// FT-16: a TUN that was set down, or robbed of its addresses, works again.
+func TestTUNComesBack(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	h := m.open(t)
+	up(t, h)
+	for _, line := range []string{
+		"ip link set atlantic0 down", "ip addr flush dev atlantic0", "ip link set atlantic0 mtu 1280",
+	} {
+		run(t, strings.Fields(line)...)
+		waitFor(t, "repair of "+line, func() bool {
+			link := run(t, "ip", "addr", "show", "dev", "atlantic0")
+			return strings.Contains(link, "UP") && strings.Contains(link, "198.18.0.1/15") &&
+				strings.Contains(link, "fd61:746c:616e:7469::1/64") && strings.Contains(link, "mtu 1500") &&
+				strings.Contains(run(t, "ip", "route", "show", "table", "7891"), "atlantic0") &&
+				strings.Contains(run(t, "ip", "-6", "route", "show", "table", "7891"), "atlantic0")
+		})
+	}
+	if routeOf(t, "203.0.113.9") != "atlantic0" || routeOf(t, "2001:db8::9") != "atlantic0" {
+		t.Error("traffic leaves past the tun")
+	}
+	time.Sleep(2 * mergeChanges)
+	h.mu.Lock()
+	rest := h.repairs.Tokens()
+	h.mu.Unlock()
+	time.Sleep(3 * mergeChanges)
+	if now := h.repairs.Tokens(); now < rest {
+		t.Errorf("repairs go on by themselves: %.1f of the allowance left, %.1f before", now, rest)
+	}
+}
+
+// One repair that fails (resolv.conf cannot be read) does not hold up another.
+func TestRepairsTheRest(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	h := m.open(t)
+	up(t, h)
+	ours := read(t, m.sys.resolvConf)
+	writeFile(t, m.sys.resolvConf, strings.Repeat("# long\n", maxResolvConf))
+	run(t, "ip", "rule", "del", "pref", "5330")
+	waitFor(t, "the rule again", func() bool { return strings.Contains(run(t, "ip", "rule"), "5330:") })
+	writeFile(t, m.sys.resolvConf, ours)
+}
+
+// A daemon that resolvconf's hooks start keeps its output open; nobody waits.
+func TestResolvconfHookThatStays(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	program := filepath.Join(m.dir, "resolvconf")
+	writeFile(t, program, "#!/bin/sh\nsleep 20 &\necho $! >>"+m.dir+"/pids\n")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { run(t, "sh", "-c", "kill $(cat "+m.dir+"/pids)") })
+	begin := time.Now()
+	if err := runResolvconf(program, "-a", op{Dev: "atlantic0"}); err != nil {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("waited %v for a daemon", took)
+	}
+}
