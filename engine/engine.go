@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,12 +70,14 @@ type Engine struct {
 	pipe   *pipeline // nil while nothing runs
 	job    *job      // the start or stop in progress, nil if none
 	probe  *job      // the look at the upstream in progress, nil if none
+	sw     *job      // the check of another upstream in progress, nil if none
 	timer  *time.Timer
 	tries  int       // retries since the last success
 	broken bool      // pipe has died of itself
 	looked time.Time // when the upstream was last looked at
 
 	quitOnce sync.Once
+	work     sync.WaitGroup // of all jobs
 }
 
 // message is what Run's goroutine is told.
@@ -95,6 +98,7 @@ type job struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when answer is set
 	answer message
+	stale  bool // of a start: another upstream was chosen meanwhile; owned by Run
 }
 
 // New prepares an engine. It reads the kept intent and the fake-address map but
@@ -199,11 +203,20 @@ func (e *Engine) first() {
 	e.m.proven = kept.On && kept.Proven
 	if kept.Upstream != "" {
 		u, err := e.ups.find(kept.Upstream)
-		if err != nil {
-			e.log.Warn("the upstream chosen before is gone, using the first", "upstream", redactChoice(kept.Upstream))
-			e.intent.Upstream = ""
-		} else {
+		if err == nil {
 			e.ups.use(u, kept.Upstream)
+		} else {
+			e.intent.Upstream = ""
+			e.log.Warn("the upstream chosen before is gone", "upstream", redactChoice(kept.Upstream))
+		}
+		if err != nil && kept.On {
+			// Another one may show who the user is: that is for the user to decide.
+			e.cause = Explain(err)
+			e.cause.Message = "the upstream chosen before is gone from the configuration: " + e.cause.Message
+			e.cause.Hint = "choose with `atlantic use NAME` (" + strings.Join(e.ups.names(), ", ") + ") and `atlantic up`; until then traffic is held"
+			e.apply(inUnreadable)
+			e.publish()
+			return
 		}
 	}
 	if e.opt.Up || kept.On {
@@ -215,11 +228,14 @@ func (e *Engine) first() {
 // end is the last thing Run does. The intent stays as it is.
 func (e *Engine) end() error {
 	e.timer.Stop()
-	if e.probe != nil {
-		e.probe.cancel()
+	for _, j := range []*job{e.probe, e.sw} {
+		if j != nil {
+			j.cancel()
+		}
 	}
 	err := e.restore(e.job, e.pipe)
 	close(e.ended)
+	e.work.Wait()
 	e.pipe, e.m.state = nil, api.Off
 	err = errors.Join(err, e.dns.Save())
 	e.ups.close()

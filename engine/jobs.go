@@ -12,14 +12,13 @@ import (
 
 // cure looks whether what holds traffic back has gone.
 func (e *Engine) cure() {
-	if e.m.state != api.Blocked || e.m.locked || e.job != nil || e.probe != nil {
-		return
-	}
-	if e.pipe == nil || e.broken {
+	switch {
+	case e.m.state != api.Blocked || e.job != nil || e.probe != nil:
+	case e.pipe == nil || e.broken:
 		e.start()
-		return
+	case !e.m.locked:
+		e.look()
 	}
-	e.look()
 }
 
 // suspected looks at the upstream in use after it has failed a flow, no more
@@ -55,13 +54,13 @@ func (e *Engine) look() {
 func (e *Engine) spawn(f func(ctx context.Context) message) *job {
 	ctx, cancel := context.WithCancel(context.Background())
 	j := &job{cancel: cancel, done: make(chan struct{})}
-	go func() {
+	e.work.Go(func() {
 		defer cancel()
 		j.answer = f(ctx)
 		j.answer.from = j
 		close(j.done)
 		e.tell(j.answer)
-	}()
+	})
 	return j
 }
 
@@ -111,10 +110,7 @@ func (e *Engine) stop() {
 	starting, pipe := e.job, e.pipe
 	e.pipe = nil
 	e.job = e.spawn(func(context.Context) message {
-		if err := e.restore(starting, pipe); err != nil {
-			e.log.Error("restore the machine", "err", err)
-		}
-		return message{in: inStopped}
+		return message{in: inStopped, err: e.restore(starting, pipe)}
 	})
 }
 

@@ -21,37 +21,53 @@ func (e *Engine) handle(m message) {
 		e.suspected(m)
 		return
 	}
-	if m.from != nil {
-		switch m.from {
-		case e.job:
-			e.job = nil
-		case e.probe:
-			e.probe = nil
-		default: // work that was abandoned since
+	switch {
+	case m.from == nil: // a pipeline died
+		if m.pipe != e.pipe {
+			return // it is gone already, or not here yet: see started
+		}
+		e.broken = true
+	case m.from == e.probe:
+		e.probe = nil
+	case m.from == e.job:
+		e.job = nil
+		if m.in != inStopped && !e.started(&m) {
 			return
 		}
+	default: // work that was abandoned since
+		return
 	}
-	if m.in == inStarted {
-		e.pipe, e.broken = m.pipe, false
-	}
-	if m.in == inFailed && m.from == nil && (m.pipe == nil || m.pipe != e.pipe) {
-		return // the death of a pipeline that is gone already
-	}
-	if m.in == inFailed {
-		if m.pipe != nil {
-			e.pipe = m.pipe // it holds traffic, although it cannot carry any
+	switch {
+	case m.in == inStopped && m.err != nil:
+		e.log.Error("restore the machine", "err", m.err)
+		e.cause = &api.Error{Code: api.ErrSystem, Message: "the machine is not restored completely: " + m.err.Error(), Hint: "run `atlantic rescue`"}
+	case m.in == inStopped:
+	case e.m.locked: // what locks it stays the cause
+		if m.err != nil {
+			e.log.Warn("while traffic is held", "err", m.err)
 		}
-		e.broken = m.from == nil
-	}
-	switch m.in {
-	case inStarted, inRecovered:
-		if !e.m.locked {
-			e.cause, e.tries = nil, 0
-		}
-	case inFailed, inLost:
+	case m.err != nil:
 		e.cause = Explain(m.err)
+	default:
+		e.cause, e.tries = nil, 0
 	}
 	e.apply(m.in)
+}
+
+// started takes over what a start has made. It reports false if the start says
+// nothing about the upstream in use, and another one has begun.
+func (e *Engine) started(m *message) bool {
+	e.pipe, e.broken = m.pipe, false // a failed one holds traffic, although it cannot carry any
+	if m.from.stale && e.m.state == api.Starting {
+		e.start()
+		return false
+	}
+	if m.pipe != nil {
+		if death := m.pipe.death.Load(); death != nil {
+			m.in, m.err, e.broken = inFailed, *death, true
+		}
+	}
+	return true
 }
 
 // apply moves the machine and carries out the effects.

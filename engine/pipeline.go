@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
@@ -37,9 +38,10 @@ type pipeline struct {
 	addr4   netip.Prefix
 	mtu     int
 	dnsOn   bool
-	warning string             // what works less well than it could, "" if nothing
-	cancel  context.CancelFunc // ends all parts
-	stop    context.CancelFunc // ends stack alone; nil without one
+	warning string                // what works less well than it could, "" if nothing
+	cancel  context.CancelFunc    // ends all parts
+	stop    context.CancelFunc    // ends stack alone; nil without one
+	death   atomic.Pointer[error] // why a part has ended of itself; nil while none has
 	wait    sync.WaitGroup
 	once    sync.Once
 }
@@ -148,8 +150,10 @@ func (p *pipeline) goRun(e *Engine, ctx context.Context, what string, run func(c
 		if err == nil {
 			err = errors.New("ended unexpectedly")
 		}
+		err = fmt.Errorf("%s: %w", what, err)
+		p.death.CompareAndSwap(nil, &err)
 		select { // never blocks close
-		case e.in <- message{in: inFailed, err: fmt.Errorf("%s: %w", what, err), pipe: p}:
+		case e.in <- message{in: inFailed, err: err, pipe: p}:
 		case <-ctx.Done():
 		case <-e.ended:
 		}

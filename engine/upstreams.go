@@ -130,6 +130,15 @@ func (us *upstreams) use(u *upstream.Upstream, choice string) {
 	}
 }
 
+// discard closes u, which find has returned, if nothing uses it.
+func (us *upstreams) discard(u *upstream.Upstream) {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	if u != us.byName[u.Spec().Name] && u != us.extra && u != us.direct {
+		u.Close()
+	}
+}
+
 func (us *upstreams) names() []string {
 	names := []string{autoName, "direct"}
 	for _, u := range us.list {
@@ -227,10 +236,18 @@ func (e *Engine) SetPrefs(ctx context.Context, p api.Prefs) (api.Status, error) 
 	}
 }
 
-var errStopping = errors.New("the service is stopping")
+var (
+	errStopping = errors.New("the service is stopping")
+	errReplaced = &api.Error{Code: api.ErrBadRequest, Message: "another command came before this upstream was checked",
+		Hint: "`atlantic status` shows what is in use now"}
+)
 
 func (e *Engine) setPrefs(m message) {
 	p := m.prefs
+	if e.sw != nil && (p.Upstream != nil || p.On != nil && !*p.On) {
+		e.sw.cancel() // who asked for it is told by switched
+		e.sw = nil
+	}
 	if p.Upstream != nil {
 		u, err := e.ups.find(*p.Upstream)
 		if err != nil {
@@ -240,7 +257,7 @@ func (e *Engine) setPrefs(m message) {
 		staysUp := (e.m.state == api.On || e.m.state == api.Blocked) && (p.On == nil || *p.On)
 		if staysUp && u != e.ups.current() {
 			sw := &upstreamSwitch{to: u, choice: *p.Upstream, on: p.On}
-			e.spawn(func(ctx context.Context) message {
+			e.sw = e.spawn(func(ctx context.Context) message {
 				return message{sw: sw, err: u.Check(ctx), reply: m.reply}
 			})
 			return
@@ -252,9 +269,21 @@ func (e *Engine) setPrefs(m message) {
 	m.reply <- nil
 }
 
-// choose puts u in use and keeps the choice.
+// choose puts u in use and keeps the choice. What was found out about the
+// former one, or is still being found out, does not count any more.
 func (e *Engine) choose(u *upstream.Upstream, choice string) {
+	former := e.ups.current()
 	e.ups.use(u, choice)
+	if u != former {
+		if e.probe != nil {
+			e.probe.cancel()
+			e.probe = nil
+		}
+		if e.m.state == api.Starting && e.job != nil {
+			e.job.stale = true
+			e.job.cancel()
+		}
+	}
 	e.intent.Upstream = choice
 	if err := saveIntent(e.opt.StateDir, e.intent); err != nil {
 		e.log.Error("keep the choice of upstream", "err", err)
@@ -263,7 +292,13 @@ func (e *Engine) choose(u *upstream.Upstream, choice string) {
 
 // switched ends what setPrefs began: the new upstream has been checked.
 func (e *Engine) switched(m message) {
+	if m.from != e.sw {
+		m.err = errReplaced
+	} else {
+		e.sw = nil
+	}
 	if m.err != nil {
+		e.ups.discard(m.sw.to)
 		m.reply <- Explain(m.err)
 		return
 	}

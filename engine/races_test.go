@@ -1,0 +1,187 @@
+package engine
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/config"
+	"github.com/atlanticproxy/atlanticproxy/platform/platformtest"
+)
+
+// What happens while something else is under way.
+
+// silence lets p accept connections and answer none until answer is called.
+func (p *fakeProxy) silence() { <-p.reply }
+
+func (p *fakeProxy) speak(reply string) { p.reply <- reply }
+
+func until(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(8 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// kept starts an engine on a machine where in was kept.
+func kept(t *testing.T, cfg *config.Config, in intent, prepare ...func(*bench)) *bench {
+	t.Helper()
+	b := &bench{host: platformtest.New(), dir: t.TempDir(), done: make(chan error, 1)}
+	if err := saveIntent(b.dir, in); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range prepare {
+		f(b)
+	}
+	b.start(t, cfg)
+	return b
+}
+
+func TestTUNDiesDuringStart(t *testing.T) {
+	p := newFakeProxy(t, "127.0.0.1:0", replyOK)
+	p.silence()
+	b := kept(t, testConfig(p.url()), intent{On: true, Proven: true})
+	until(t, "the TUN is up", func() bool { return b.host.Current().TUN != "" })
+	b.host.BreakTUN()
+	time.Sleep(20 * time.Millisecond) // its death is told before the upstream answers
+	p.speak(replyOK)
+	until(t, "another TUN is up", func() bool { return len(b.host.Opened()) == 2 })
+	b.waitFor(t, api.On)
+	if n := b.host.OpenTUNs(); n != 1 {
+		t.Errorf("On with %d TUNs", n)
+	}
+}
+
+func TestUseWhileStarting(t *testing.T) {
+	one, two := newFakeProxy(t, "127.0.0.1:0", replyOK), newFakeProxy(t, "127.0.0.1:0", replyOK)
+	cfg := testConfig(one.url())
+	cfg.Upstreams = append(cfg.Upstreams, config.Upstream{Name: "two", URL: two.url()})
+	up := func(t *testing.T) *bench {
+		one.silence()
+		b := newBench(t, cfg)
+		b.prefs(t, api.Prefs{On: ptr(true)})
+		b.waitFor(t, api.Starting)
+		if err := b.prefs(t, api.Prefs{Upstream: ptr("two")}); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	t.Run("the former one fails", func(t *testing.T) {
+		b := up(t)
+		one.speak(reply407)
+		if st := b.waitFor(t, api.On); st.Upstream.Name != "two" || st.Cause != "" {
+			t.Errorf("%+v", st)
+		}
+	})
+	t.Run("the new one fails", func(t *testing.T) {
+		two.answer(reply407)
+		b := up(t)
+		one.speak(replyOK)
+		until(t, "it is off", func() bool { st := b.Status(); return st.State == api.Off && st.Code == api.ErrAuth })
+		if n := len(b.host.Opened()); n != 0 {
+			t.Errorf("%d TUNs were opened for an upstream that was never asked", n)
+		}
+	})
+}
+
+func TestSwitchIsReplacedByALaterOne(t *testing.T) {
+	one, two := newFakeProxy(t, "127.0.0.1:0", replyOK), newFakeProxy(t, "127.0.0.1:0", replyOK)
+	b := newBench(t, testConfig(one.url()))
+	b.prefs(t, api.Prefs{On: ptr(true)})
+	b.waitFor(t, api.On)
+	slow := newFakeProxy(t, "127.0.0.1:0", replyOK)
+	slow.silence()
+	first := make(chan error, 1)
+	go func() {
+		_, err := b.SetPrefs(t.Context(), api.Prefs{Upstream: ptr(slow.url())})
+		first <- err
+	}()
+	time.Sleep(20 * time.Millisecond)
+	if err := b.prefs(t, api.Prefs{Upstream: ptr(two.url())}); err != nil {
+		t.Fatal(err)
+	}
+	slow.speak(replyOK)
+	var ae *api.Error
+	if err := <-first; !errors.As(err, &ae) || ae.Code != api.ErrBadRequest {
+		t.Errorf("the earlier call got %v", err)
+	}
+	if got := b.Upstreams().Choice; got != two.url() {
+		t.Errorf("in use: %s", got)
+	}
+}
+
+func TestFailureOfTheFormerUpstreamDoesNotCount(t *testing.T) {
+	one, two := newFakeProxy(t, "127.0.0.1:0", replyOK), newFakeProxy(t, "127.0.0.1:0", replyOK)
+	b := newBench(t, testConfig(one.url()))
+	b.prefs(t, api.Prefs{On: ptr(true)})
+	b.waitFor(t, api.On)
+	since := b.Status().Since
+	one.silence()
+	u := b.ups.current()
+	one.speak("garbage\r\n\r\n")
+	err := u.Check(t.Context())
+	one.silence()
+	b.observe(u, err) // Run asks it, and waits
+	time.Sleep(20 * time.Millisecond)
+	if err := b.prefs(t, api.Prefs{Upstream: ptr(two.url())}); err != nil {
+		t.Fatal(err)
+	}
+	one.speak(reply407)
+	time.Sleep(100 * time.Millisecond)
+	if st := b.Status(); st.State != api.On || st.Since != since {
+		t.Errorf("%s since %v (%s)", st.State, st.Since, st.Cause)
+	}
+}
+
+// A choice that has gone from the configuration is not replaced in silence: the
+// first upstream may be none at all.
+func TestChosenUpstreamIsGone(t *testing.T) {
+	p := newFakeProxy(t, "127.0.0.1:0", replyOK)
+	b := kept(t, testConfig(p.url()), intent{On: true, Proven: true, Upstream: "sold"})
+	st := b.waitFor(t, api.Blocked)
+	if st.Code != api.ErrUnknownName || !strings.Contains(st.Cause, "sold") || st.Hint == "" {
+		t.Errorf("%+v", st)
+	}
+	until(t, "traffic is caught", func() bool { return b.host.Current().TUN != "" && b.held.Load() })
+	time.Sleep(700 * time.Millisecond) // a retry would have come
+	if st := b.Status(); st.State != api.Blocked {
+		t.Errorf("opened of itself: %s", st.State)
+	}
+	b.prefs(t, api.Prefs{Upstream: ptr("one"), On: ptr(true)})
+	b.waitFor(t, api.On)
+}
+
+func TestUnreadableIntentKeepsTrying(t *testing.T) {
+	p := newFakeProxy(t, "127.0.0.1:0", replyOK)
+	b := kept(t, testConfig(p.url()), intent{}, func(b *bench) {
+		if err := os.WriteFile(filepath.Join(b.dir, "intent.json"), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b.host.FailOpenTUN(errors.New("busy"))
+	})
+	b.waitFor(t, api.Blocked)
+	time.Sleep(50 * time.Millisecond)
+	b.host.FailOpenTUN(nil)
+	until(t, "traffic is caught", func() bool { return b.host.Current().TUN != "" })
+	if st := b.Status(); st.State != api.Blocked || st.Code != api.ErrState {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestRestoreFailureIsTold(t *testing.T) {
+	p := newFakeProxy(t, "127.0.0.1:0", replyOK)
+	b := newBench(t, testConfig(p.url()))
+	b.prefs(t, api.Prefs{On: ptr(true)})
+	b.waitFor(t, api.On)
+	b.host.FailApply(errors.New("netlink says no"))
+	b.prefs(t, api.Prefs{On: ptr(false)})
+	if st := b.waitFor(t, api.Off); !strings.Contains(st.Cause, "netlink says no") || st.Hint == "" {
+		t.Errorf("%+v", st)
+	}
+}
