@@ -118,6 +118,10 @@ func (h *Host) recover(dir string) error {
 		return err
 	}
 	h.lock = lock
+	if err := noOtherRuns(); err != nil {
+		h.unlock()
+		return err
+	}
 	h.journal, err = openJournal(dir)
 	if err == nil {
 		if n := len(h.journal.pending); n > 0 {
@@ -156,6 +160,9 @@ func rescue(log *slog.Logger, opts platform.Options, sys system) error {
 	}
 	h := &Host{log: log, system: sys, privileged: true, lock: lock}
 	defer h.unlock()
+	if err := noOtherRuns(); err != nil {
+		return err
+	}
 	j, err := openJournal(opts.StateDir)
 	if err != nil {
 		log.Warn("the journal is damaged; undoing what can be read", "error", err)

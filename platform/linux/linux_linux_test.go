@@ -188,6 +188,20 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 	if err := rescue(log, m.options(), m.sys); !errors.Is(err, platform.ErrRunning) {
 		t.Errorf("rescue beside a service: %v, want ErrRunning", err)
 	}
+	// Nor with a state directory of its own: it would take the first one's rules
+	// for a crashed run's.
+	up(t, h)
+	other := platform.Options{StateDir: filepath.Join(m.dir, "other")}
+	rules := run(t, "ip", "rule")
+	if _, err := newHost(log, other, m.sys); !errors.Is(err, platform.ErrRunning) {
+		t.Errorf("second with another state directory: %v, want ErrRunning", err)
+	}
+	if err := rescue(log, other, m.sys); !errors.Is(err, platform.ErrRunning) {
+		t.Errorf("rescue with another state directory: %v, want ErrRunning", err)
+	}
+	if now := run(t, "ip", "rule"); now != rules {
+		t.Errorf("the second one changed the rules:\n%s", now)
+	}
 	h.Close()
 	m.open(t).Close()
 }

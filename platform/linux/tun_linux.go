@@ -227,7 +227,7 @@ func configureTUN(name string, mtu int, addrs ...netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("find tun %q: %w", name, err)
 	}
-	if link.Type() != "tuntap" && link.Type() != "tun" {
+	if !isTUN(link) {
 		return fmt.Errorf("interface %q is not a tun device but %s", name, link.Type())
 	}
 	attrs := link.Attrs()
@@ -257,6 +257,8 @@ func configureTUN(name string, mtu int, addrs ...netip.Prefix) error {
 	}
 	return nil
 }
+
+func isTUN(link netlink.Link) bool { return link.Type() == "tuntap" || link.Type() == "tun" }
 
 // quietIPv6 keeps the kernel from making a link-local address on the device and
 // from soliciting routers there, and switches IPv6 on where the default for new

@@ -1,0 +1,104 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/atlanticproxy/atlanticproxy/platform"
+)
+
+// What bears our name in this network, whoever of us made it.
+
+// ownRules lists the rules that are ours, by protocol number and priority.
+func ownRules() ([]netlink.Rule, error) {
+	var own []netlink.Rule
+	for _, family := range families() {
+		rules, err := netlink.RuleList(family)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			if r.Protocol == protoOwn && r.Priority >= prefMarked && r.Priority <= prefAll {
+				r.Family = family
+				own = append(own, r)
+			}
+		}
+	}
+	return own, nil
+}
+
+// families are those that the kernel has.
+func families() []int {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return []int{unix.AF_INET}
+	}
+	return []int{unix.AF_INET, unix.AF_INET6}
+}
+
+// noOtherRuns is platform.ErrRunning if a service with another state directory
+// rules this network: what bears our name is then its, not a crashed run's. Its
+// routes lead into its device, and that lives no longer than its process does.
+func noOtherRuns() error {
+	for deadline := time.Now().Add(nameWait); ; time.Sleep(20 * time.Millisecond) {
+		device, err := routedDevice()
+		if err != nil || device == "" {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w (with another state directory; its device is %s)", platform.ErrRunning, device)
+		}
+	}
+}
+
+// routedDevice is the device that our table leads into, "" without one.
+func routedDevice() (string, error) {
+	for _, family := range families() {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: tableOwn}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return "", fmt.Errorf("list table %d: %w", tableOwn, err)
+		}
+		for _, r := range routes {
+			if r.Protocol != protoOwn {
+				continue
+			}
+			if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil && isTUN(link) {
+				return link.Attrs().Name, nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// sweep removes what bears our name, for the case that no journal tells of it.
+func (h *Host) sweep() error {
+	rules, err := ownRules()
+	if err != nil {
+		return fmt.Errorf("list the policy rules: %w", err)
+	}
+	for _, r := range rules {
+		h.log.Warn("removing a rule of ours that no journal knows", "rule", r.String())
+		if err := netlink.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove rule %d: %w", r.Priority, err)
+		}
+	}
+	for _, family := range families() {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: tableOwn}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return fmt.Errorf("list table %d: %w", tableOwn, err)
+		}
+		for _, r := range routes {
+			if r.Protocol != protoOwn {
+				continue
+			}
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove a route of table %d: %w", tableOwn, err)
+			}
+		}
+	}
+	return deleteNFT()
+}
