@@ -164,15 +164,15 @@ func (s *gvisorSession) Close() error {
 // takes it out under the table's lock.
 func (s *gvisorSession) shut() {
 	s.once.Do(func() {
-		close(s.closed)
-		s.read.set(time.Time{})
 		s.mu.Lock()
-		s.ended = true
+		s.ended = true // before closed, so that who reads of the end cannot write any more
 		if s.route != nil {
 			s.route.Release()
 			s.route = nil
 		}
 		s.mu.Unlock()
+		close(s.closed)
+		s.read.set(time.Time{})
 		for {
 			select {
 			case d := <-s.queue:
