@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // reconcile makes want the list of objects in force: it undoes what is not
@@ -226,6 +228,9 @@ func readSysctl(key string) (string, error) {
 
 func writeSysctl(key, value string) error {
 	f, err := os.OpenFile(filepath.Join("/proc/sys", key), os.O_WRONLY, 0)
+	if errors.Is(err, unix.EROFS) { // the usual thing in a container
+		return fmt.Errorf("write sysctl: %w (in a container, start it with --sysctl %s=%s)", err, strings.ReplaceAll(key, "/", "."), value)
+	}
 	if err != nil {
 		return fmt.Errorf("write sysctl: %w", err)
 	}

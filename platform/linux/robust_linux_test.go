@@ -205,3 +205,43 @@ func TestResolvconfHookThatStays(t *testing.T) {
 		t.Errorf("waited %v for a daemon", took)
 	}
 }
+
+// FT-18: a container's /proc/sys is read-only. Where a sysctl has to be set, the
+// error says how to start the container; otherwise all is well.
+func TestReadOnlyProcSys(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	strict := []string{"net/ipv4/conf/all/rp_filter", "net/ipv4/conf/eth0/rp_filter"}
+	for _, key := range strict {
+		if err := writeSysctl(key, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := m.open(t)
+	cfg := everything()
+	cfg.TUN = "vpn.0" // and what CONFIG.md allows as a name works
+	if _, err := h.OpenTUN(platform.TUNConfig{Name: cfg.TUN, MTU: cfg.MTU, Addr4: cfg.Addr4, Addr6: cfg.Addr6}); err != nil {
+		t.Fatal(err)
+	}
+	readOnly := func(mode string) { run(t, "mount", "-o", "remount,"+mode+",bind", "/proc/sys") }
+	run(t, "mount", "--bind", "/proc/sys", "/proc/sys")
+	readOnly("ro")
+	before := m.snapshot()
+	err := h.Apply(context.Background(), cfg)
+	if err == nil || !strings.Contains(err.Error(), "--sysctl net.ipv4.conf.all.src_valid_mark=1") {
+		t.Errorf("apply: %v, want an error that says what to do", err)
+	}
+	equalState(t, "after a failed Apply", m.snapshot(), before)
+	readOnly("rw")
+	for _, key := range strict {
+		if err := writeSysctl(key, "0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readOnly("ro")
+	if err := h.Apply(context.Background(), cfg); err != nil {
+		t.Errorf("apply without strict checks: %v", err)
+	}
+}

@@ -445,7 +445,7 @@ func TestOpenTUNErrors(t *testing.T) {
 	if err := open("foreign0"); err == nil || !strings.Contains(err.Error(), "not ours") {
 		t.Errorf("a persistent tun of another: %v", err)
 	}
-	for _, name := range []string{"", "a/b", "x y", "0123456789abcdef", "tun%d"} {
+	for _, name := range []string{"", "a/b", "x y", "0123456789abcdef", "tun%d", ".", "..", ".a"} {
 		if err := open(name); err == nil {
 			t.Errorf("name %q was accepted", name)
 		}

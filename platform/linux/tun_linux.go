@@ -28,7 +28,7 @@ const (
 	tunOffloads    = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
 	addrGenNone    = "1" // net.ipv6.conf.*.addr_gen_mode
 	tunQueueFlags  = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
-	tunNamePattern = "letters, digits, - and _, at most 15"
+	tunNamePattern = "letters, digits, -, _ and, not first, dots, at most 15"
 )
 
 // device is the TUN: several raw queues, and on request wireguard's tun.Device
@@ -152,11 +152,11 @@ func openDevice(cfg platform.TUNConfig) (*device, error) {
 }
 
 func validName(name string) bool {
-	if name == "" || len(name) >= unix.IFNAMSIZ {
+	if name == "" || len(name) >= unix.IFNAMSIZ || name[0] == '.' { // a dot alone is a directory in /proc/sys
 		return false
 	}
 	return strings.IndexFunc(name, func(r rune) bool {
-		return r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+		return r != '-' && r != '_' && r != '.' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 	}) < 0
 }
 
