@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
@@ -243,5 +245,29 @@ func TestReadOnlyProcSys(t *testing.T) {
 	readOnly("ro")
 	if err := h.Apply(context.Background(), cfg); err != nil {
 		t.Errorf("apply without strict checks: %v", err)
+	}
+}
+
+// What comes in for the addresses of the TUN is this machine's own as soon as
+// OpenTUN returns.
+func TestTUNIsReadyAtOnce(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	h, cfg := newMachine(t).open(t), everything()
+	for i := range 50 {
+		d, err := h.OpenTUN(platform.TUNConfig{Name: cfg.TUN, MTU: cfg.MTU, Addr4: cfg.Addr4, Addr6: cfg.Addr6})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []netip.Prefix{cfg.Addr4, cfg.Addr6} {
+			routes, err := netlink.RouteGet(p.Addr().AsSlice())
+			if err != nil || len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL {
+				t.Fatalf("device %d: packets to %s go by %v (%v)", i, p.Addr(), routes, err)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
