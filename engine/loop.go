@@ -84,6 +84,7 @@ func (e *Engine) apply(in input) {
 	}
 	if do.hold {
 		e.held.Store(true)
+		e.reconnect()
 	}
 	if do.let {
 		e.held.Store(false)

@@ -26,32 +26,32 @@ import (
 // The last two leave by the physical network. A resolver elsewhere is never
 // asked for a local name: it could not know it, and would learn of it.
 type names struct {
-	remote *dns.Client                // nil if no servers are configured
-	system atomic.Pointer[dns.Client] // the machine's former resolvers; nil if there are none
-	near   atomic.Pointer[dns.Client] // those of them on this network; nil if there are none
-	lan    atomic.Pointer[[]netip.Prefix]
-	ups    *upstreams
-	dialer net.Dialer // its sockets leave by the physical network
-	hosts  net.Resolver
-	log    *slog.Logger
+	servers []string                   // the configured ones
+	remote  atomic.Pointer[dns.Client] // asks them; nil if there are none
+	system  atomic.Pointer[dns.Client] // the machine's former resolvers; nil if there are none
+	near    atomic.Pointer[dns.Client] // those of them on this network; nil if there are none
+	lan     atomic.Pointer[[]netip.Prefix]
+	ups     *upstreams
+	dialer  net.Dialer // its sockets leave by the physical network
+	hosts   net.Resolver
+	log     *slog.Logger
 }
 
 func newNames(servers []string, control func(string, string, syscall.RawConn) error, log *slog.Logger) (*names, error) {
-	n := &names{log: log, dialer: net.Dialer{Control: control}}
+	n := &names{log: log, servers: overTCP(servers), dialer: net.Dialer{Control: control}}
 	// A resolver that can ask nobody still reads the hosts file.
 	n.hosts = net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("hosts file only")
 	}}
-	if len(servers) == 0 {
-		return n, nil
-	}
-	var err error
-	n.remote, err = dns.NewClient(dns.ClientOptions{Servers: overTCP(servers), Dial: n.dialUpstream, Log: log})
-	if err != nil {
+	if err := n.replace(&n.remote, n.servers, n.dialUpstream); err != nil {
 		return nil, fmt.Errorf("dns servers: %w", err)
 	}
 	return n, nil
 }
+
+// switched forgets the connections to the configured servers: they lead through
+// the former upstream.
+func (n *names) switched() { _ = n.replace(&n.remote, n.servers, n.dialUpstream) } // newNames has seen that it works
 
 // use gives names the upstreams, which are made after it.
 func (n *names) use(ups *upstreams) { n.ups = ups }
@@ -96,13 +96,14 @@ var errNoResolver = errors.New("this machine has no DNS resolver to ask")
 // exchange asks the configured servers through the upstream in use. Without an
 // upstream proxy (direct) the machine's own resolvers are as good, and nearer.
 func (n *names) exchange(ctx context.Context, query []byte) ([]byte, error) {
-	if c := n.system.Load(); c != nil && (n.remote == nil || n.ups.current() == n.ups.direct) {
+	remote := n.remote.Load()
+	if c := n.system.Load(); c != nil && (remote == nil || n.ups.current() == n.ups.direct) {
 		return c.Exchange(ctx, query)
 	}
-	if n.remote == nil {
+	if remote == nil {
 		return nil, errNoResolver
 	}
-	return n.remote.Exchange(ctx, query)
+	return remote.Exchange(ctx, query)
 }
 
 // local asks the resolvers of this network.
@@ -133,33 +134,30 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 func (n *names) setNetwork(c platform.NetChange) {
 	lan := c.LAN
 	n.lan.Store(&lan)
-	var near []netip.Addr
+	var all, near []string
 	for _, a := range c.DNS {
+		all = append(all, a.String())
 		if n.isLocal(a) {
-			near = append(near, a)
+			near = append(near, a.String())
 		}
 	}
-	n.replace(&n.system, c.DNS)
-	n.replace(&n.near, near)
+	err := n.replace(&n.system, all, n.dialer.DialContext)
+	if err = errors.Join(err, n.replace(&n.near, near, n.dialer.DialContext)); err != nil {
+		n.log.Warn("the machine's resolvers cannot be used", "err", err)
+	}
 }
 
-// replace puts a client of the given servers in place of an older one.
-func (n *names) replace(at *atomic.Pointer[dns.Client], servers []netip.Addr) {
+// replace puts a client of the given servers, if any, in place of an older one.
+func (n *names) replace(at *atomic.Pointer[dns.Client], servers []string,
+	dial func(ctx context.Context, network, address string) (net.Conn, error)) (err error) {
 	var fresh *dns.Client
 	if len(servers) > 0 {
-		texts := make([]string, len(servers))
-		for i, a := range servers {
-			texts[i] = a.String()
-		}
-		var err error
-		fresh, err = dns.NewClient(dns.ClientOptions{Servers: texts, Dial: n.dialer.DialContext, Log: n.log})
-		if err != nil {
-			n.log.Warn("the machine's resolvers cannot be used", "err", err)
-		}
+		fresh, err = dns.NewClient(dns.ClientOptions{Servers: servers, Dial: dial, Log: n.log})
 	}
 	if old := at.Swap(fresh); old != nil {
 		old.Close()
 	}
+	return err
 }
 
 // isLocal tells whether an address is this machine's or one of its own network.
@@ -178,9 +176,9 @@ func (n *names) isLocal(a netip.Addr) bool {
 }
 
 func (n *names) close() {
-	if n.remote != nil {
-		n.remote.Close()
+	for _, at := range []*atomic.Pointer[dns.Client]{&n.remote, &n.system, &n.near} {
+		if c := at.Swap(nil); c != nil {
+			c.Close()
+		}
 	}
-	n.replace(&n.system, nil)
-	n.replace(&n.near, nil)
 }

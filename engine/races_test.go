@@ -1,10 +1,16 @@
 package engine
 
 import (
+	"bufio"
 	"errors"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -183,5 +189,77 @@ func TestRestoreFailureIsTold(t *testing.T) {
 	b.prefs(t, api.Prefs{On: ptr(false)})
 	if st := b.waitFor(t, api.Off); !strings.Contains(st.Cause, "netlink says no") || st.Hint == "" {
 		t.Errorf("%+v", st)
+	}
+}
+
+// dnsProxy takes every tunnel to be one to a DNS server, plays that, and counts
+// the queries.
+func dnsProxy(t *testing.T) (url string, queries *atomic.Int32) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	queries = new(atomic.Int32)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(5 * time.Second))
+				br := bufio.NewReader(c)
+				if _, err := http.ReadRequest(br); err != nil {
+					return
+				}
+				io.WriteString(c, replyOK)
+				for {
+					var n [2]byte
+					if _, err := io.ReadFull(br, n[:]); err != nil {
+						return
+					}
+					q := make([]byte, int(n[0])<<8|int(n[1]))
+					if _, err := io.ReadFull(br, q); err != nil {
+						return
+					}
+					queries.Add(1)
+					q[2] |= 0x80 // a response without answers
+					c.Write(append(n[:], q...))
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	return "http://" + l.Addr().String(), queries
+}
+
+// After a switch no query leaves by the former upstream, although a connection
+// to the DNS server is open there.
+func TestQueriesFollowTheSwitch(t *testing.T) {
+	one, asked1 := dnsProxy(t)
+	two, asked2 := dnsProxy(t)
+	cfg := testConfig(one)
+	cfg.DNS.Servers = []string{"tcp://192.0.2.53"}
+	b := newBench(t, cfg)
+	b.prefs(t, api.Prefs{On: ptr(true)})
+	b.waitFor(t, api.On)
+	query := []byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 'x', 0, 0, 16, 0, 1} // TXT x.
+	ask := func() {
+		t.Helper()
+		if _, err := b.names.exchange(t.Context(), query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask()
+	ask()
+	if err := b.prefs(t, api.Prefs{Upstream: &two}); err != nil {
+		t.Fatal(err)
+	}
+	ask()
+	if a, b := asked1.Load(), asked2.Load(); a != 2 || b != 1 {
+		t.Errorf("%d queries by the former upstream, %d by the new one; want 2 and 1", a, b)
 	}
 }

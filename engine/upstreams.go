@@ -269,12 +269,14 @@ func (e *Engine) setPrefs(m message) {
 	m.reply <- nil
 }
 
-// choose puts u in use and keeps the choice. What was found out about the
-// former one, or is still being found out, does not count any more.
+// choose puts u in use and keeps the choice. Flows that are open stay with the
+// former one, but nothing new goes there; what was found out about it, or is
+// still being found out, does not count any more.
 func (e *Engine) choose(u *upstream.Upstream, choice string) {
 	former := e.ups.current()
 	e.ups.use(u, choice)
 	if u != former {
+		e.reconnect()
 		if e.probe != nil {
 			e.probe.cancel()
 			e.probe = nil
@@ -287,6 +289,15 @@ func (e *Engine) choose(u *upstream.Upstream, choice string) {
 	e.intent.Upstream = choice
 	if err := saveIntent(e.opt.StateDir, e.intent); err != nil {
 		e.log.Error("keep the choice of upstream", "err", err)
+	}
+}
+
+// reconnect keeps connections that are open from serving what is asked from now
+// on: other than flows of apps, they would never end.
+func (e *Engine) reconnect() {
+	e.names.switched()
+	if e.pipe != nil && e.pipe.local != nil {
+		e.pipe.local.Forget()
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/textproto"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/elazarl/goproxy"
@@ -33,7 +34,7 @@ const (
 // targets alive, each of them one flow.
 type web struct {
 	server    *http.Server
-	transport *http.Transport
+	transport atomic.Pointer[http.Transport] // replaced by forget
 	conns     chan net.Conn
 	done      chan struct{} // closed by close
 	proxy     *goproxy.ProxyHttpServer
@@ -45,17 +46,24 @@ type appKey struct{}
 
 func newWeb(ctx context.Context, s *server) *web {
 	w := &web{conns: make(chan net.Conn), done: make(chan struct{}), owner: s}
-	w.transport = &http.Transport{
+	w.transport.Store(&http.Transport{
 		DialContext:           func(dial context.Context, _, address string) (net.Conn, error) { return s.dial(ctx, dial, address) },
 		MaxIdleConns:          maxIdleInAll,
 		MaxIdleConnsPerHost:   maxIdlePerHost,
 		IdleConnTimeout:       targetIdle,
 		ResponseHeaderTimeout: responseTimeout,
 		DisableCompression:    true, // bytes pass as they are
-	}
+	})
 	w.proxy = goproxy.NewProxyHttpServer()
 	w.proxy.Logger = log.New(io.Discard, "", 0)
-	w.proxy.Tr = w.transport
+	w.proxy.Tr = w.transport.Load() // instead of one that asks the environment for a proxy; forward decides
+	forward := goproxy.RoundTripperFunc(func(r *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
+		return w.transport.Load().RoundTrip(r)
+	})
+	w.proxy.OnRequest().DoFunc(func(r *http.Request, ctx *goproxy.ProxyCtx) (*http.Request, *http.Response) {
+		ctx.RoundTripper = forward
+		return r, nil
+	})
 	w.proxy.KeepAcceptEncoding = true
 	w.proxy.OnResponse().DoFunc(checkResponse)
 	w.proxy.NonproxyHandler = http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
@@ -89,7 +97,15 @@ func (w *web) serve(app *client) {
 
 func (w *web) close() {
 	w.server.Close() // closes w as a listener too
-	w.transport.CloseIdleConnections()
+	w.forget()
+}
+
+// forget lets no request that comes from now on have a connection that is open
+// already. One in use closes when its response has ended.
+func (w *web) forget() {
+	old := w.transport.Load()
+	w.transport.Store(old.Clone())
+	old.CloseIdleConnections()
 }
 
 // Accept, Close and Addr make w the net.Listener of its server.

@@ -27,6 +27,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -57,7 +58,8 @@ type Options struct {
 type Listener struct {
 	opts  Options
 	tcp   *net.TCPListener
-	close func() error // closes tcp, once
+	close func() error        // closes tcp, once
+	web   atomic.Pointer[web] // nil before Run
 }
 
 // Listen binds at once. errors.Is(err, syscall.EADDRINUSE) tells a taken port.
@@ -102,6 +104,14 @@ func (l *Listener) Addr() net.Addr { return l.tcp.Addr() }
 // Close unbinds the port, which ends Run. It is idempotent.
 func (l *Listener) Close() error { return l.close() }
 
+// Forget keeps the connections that are open to targets from serving further
+// requests, as when another upstream is in use: each new one opens a flow.
+func (l *Listener) Forget() {
+	if w := l.web.Load(); w != nil {
+		w.forget()
+	}
+}
+
 // Run serves until ctx ends or Close is called (it then returns nil), or the
 // socket fails. It returns after every flow has ended, and is called once.
 func (l *Listener) Run(ctx context.Context) error {
@@ -112,6 +122,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	defer stop()
 
 	s := newServer(l.opts, ctx)
+	l.web.Store(s.web)
 	err := l.accept(ctx, s)
 	cancel()
 	s.wait()
