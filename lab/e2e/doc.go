@@ -3,6 +3,9 @@
 // the router that shows what left the client.
 //
 //	carry    what every upstream must carry, and that nothing goes past it
+//	steer    upstreams, rules, live flows; the local proxy without a TUN
+//	lost     an upstream that goes and comes back
+//	ssh      connections from outside keep their interface
 //	restore  the machine after down, SIGTERM and kill -9
 //	wrong    wrong input: message, exit code, and nothing changed
 //	figures  start-up, idle memory and processor time

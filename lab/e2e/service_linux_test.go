@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,7 +51,8 @@ func run(m *testing.M) int {
 type service struct {
 	t      *testing.T
 	lab    *lab.Lab
-	dir    string // configuration, state and socket
+	dir    string   // configuration, state and socket
+	wrap   []string // put before the program: setpriv, unshare
 	cmd    *exec.Cmd
 	out    *output
 	exited chan error // gets the result of Wait, once
@@ -81,7 +83,14 @@ const labDNS = "[dns]\nservers = [\"tcp://198.51.100.53\"]\n"
 // start runs the service with a configuration and waits until it listens.
 func start(t *testing.T, l *lab.Lab, toml string, args ...string) *service {
 	t.Helper()
-	s := &service{t: t, lab: l, dir: t.TempDir()}
+	return startIn(t, l, t.TempDir(), nil, toml, args...)
+}
+
+// startIn is start with a folder of the caller's and a command that runs the
+// service.
+func startIn(t *testing.T, l *lab.Lab, dir string, wrap []string, toml string, args ...string) *service {
+	t.Helper()
+	s := &service{t: t, lab: l, dir: dir, wrap: wrap}
 	if err := os.WriteFile(s.config(), []byte(toml), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -91,12 +100,19 @@ func start(t *testing.T, l *lab.Lab, toml string, args ...string) *service {
 
 func (s *service) config() string { return filepath.Join(s.dir, "atlantic.toml") }
 func (s *service) socket() string { return filepath.Join(s.dir, "sock") }
+func (s *service) state() string  { return filepath.Join(s.dir, "state") }
+
+// command runs atlanticd in the client's namespace.
+func (s *service) command(args ...string) *exec.Cmd {
+	argv := append(slices.Clone(s.wrap), filepath.Join(bin, "atlanticd"))
+	argv = append(argv, args...)
+	return s.lab.Command(lab.Client, argv[0], argv[1:]...)
+}
 
 // launch starts the program, again after a kill.
 func (s *service) launch(args ...string) {
 	s.t.Helper()
-	args = append([]string{"run", "--config", s.config(), "--state", filepath.Join(s.dir, "state"), "--socket", s.socket()}, args...)
-	s.cmd = s.lab.Command(lab.Client, filepath.Join(bin, "atlanticd"), args...)
+	s.cmd = s.command(append([]string{"run", "--config", s.config(), "--state", s.state(), "--socket", s.socket()}, args...)...)
 	s.out = &output{}
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	if err := s.cmd.Start(); err != nil {
