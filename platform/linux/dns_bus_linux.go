@@ -79,7 +79,9 @@ type (
 )
 
 // setResolved makes the TUN the link for every name: our servers, the routing
-// domain "~.", and default route. Caches are flushed, since they hold real
+// domain "~.", and default route. Where the machine's own setting is DNS over
+// TLS or DNSSEC, the link is excepted: our server speaks plain DNS over no wire,
+// and a fake address has no signature. Caches are flushed, since they hold real
 // addresses. All of it goes when the link goes.
 func setResolved(bus string, o op) error {
 	return onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
@@ -95,6 +97,9 @@ func setResolved(bus string, o op) error {
 			servers = append(servers, linkDNS{familyOf(a), a.AsSlice()})
 		}
 		index := int32(o.Index)
+		for _, method := range []string{"SetLinkDNSOverTLS", "SetLinkDNSSEC"} {
+			_ = call(method, index, "no") // systemd before 239 has not the first one, nor what it is about
+		}
 		return errors.Join(
 			call("SetLinkDNS", index, servers),
 			call("SetLinkDomains", index, []linkDomain{{".", true}}),

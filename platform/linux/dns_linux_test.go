@@ -184,6 +184,7 @@ type fakeResolved struct {
 	servers map[int32][]linkDNS
 	domains map[int32][]linkDomain
 	route   map[int32]bool
+	modes   map[string]string // of the last link
 }
 
 func (f *fakeResolved) record(call string) {
@@ -208,6 +209,18 @@ func (f *fakeResolved) SetLinkDefaultRoute(index int32, on bool) *dbus.Error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.route[index] = on
+	return nil
+}
+
+func (f *fakeResolved) SetLinkDNSOverTLS(_ int32, mode string) *dbus.Error {
+	return f.mode("dot", mode)
+}
+func (f *fakeResolved) SetLinkDNSSEC(_ int32, mode string) *dbus.Error { return f.mode("dnssec", mode) }
+
+func (f *fakeResolved) mode(what, mode string) *dbus.Error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.modes[what] = mode
 	return nil
 }
 
@@ -246,7 +259,7 @@ func (f *fakeResolved) Get(_, property string) (dbus.Variant, *dbus.Error) {
 
 func startFakeResolved(t *testing.T, bus string) *fakeResolved {
 	t.Helper()
-	f := &fakeResolved{servers: map[int32][]linkDNS{}, domains: map[int32][]linkDomain{}, route: map[int32]bool{}}
+	f := &fakeResolved{servers: map[int32][]linkDNS{}, domains: map[int32][]linkDomain{}, route: map[int32]bool{}, modes: map[string]string{}}
 	conn, err := dbus.Connect(bus)
 	if err != nil {
 		t.Fatal(err)
@@ -292,6 +305,9 @@ func TestSystemdResolved(t *testing.T) {
 	}
 	if !fake.route[i] {
 		t.Error("the link is not the default route for names")
+	}
+	if fake.modes["dot"] != "no" || fake.modes["dnssec"] != "no" {
+		t.Errorf("DNS over TLS and DNSSEC of the link: %v", fake.modes)
 	}
 	if !slices.Contains(fake.calls, "FlushCaches") {
 		t.Error("the cache was not flushed")
