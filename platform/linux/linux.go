@@ -118,7 +118,7 @@ func (h *Host) recover(dir string) error {
 		return err
 	}
 	h.lock = lock
-	if err := noOtherRuns(); err != nil {
+	if err := errors.Join(ownDir(dir), noOtherRuns()); err != nil {
 		h.unlock()
 		return err
 	}
@@ -201,6 +201,22 @@ func lockState(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// ownDir refuses a directory in which others could put another file: what is
+// kept there decides where the machine's traffic goes.
+func ownDir(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("look at the state directory: %w", err)
+	}
+	switch {
+	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("the state directory %s belongs to user %d, who could change what is in it (hint: chown root %s, or choose another with --state)", dir, st.Uid, dir)
+	case st.Mode&0o022 != 0:
+		return fmt.Errorf("others may write in the state directory %s (hint: chmod go-w %s)", dir, dir)
+	}
+	return nil
 }
 
 func (h *Host) unlock() {

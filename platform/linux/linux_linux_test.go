@@ -206,6 +206,41 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 	m.open(t).Close()
 }
 
+// Whoever could write in the state directory could steer the service.
+func TestForeignStateDirectoryIsRefused(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	dir := m.options().StateDir
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	refused := func(says string) {
+		t.Helper()
+		h, err := newHost(log, m.options(), m.sys)
+		if err == nil {
+			h.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want an error that says %q", err, says)
+		}
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	refused("others may write")
+	if err := errors.Join(os.Chmod(dir, 0o700), os.Chown(dir, 12345, 0)); err != nil {
+		t.Fatal(err)
+	}
+	refused("belongs to user 12345")
+	if err := os.Chown(dir, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.open(t).Close()
+}
+
 // CR-05 and CR-06: what others made before or during our time stays.
 func TestForeignObjectsStay(t *testing.T) {
 	if !inNamespace(t) {

@@ -76,7 +76,7 @@ func TestDiskFull(t *testing.T) {
 	if err := os.Mkdir(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mount", "-t", "tmpfs", "-o", "size=16k", "none", state)
+	run(t, "mount", "-t", "tmpfs", "-o", "size=16k,mode=700", "none", state)
 	t.Cleanup(func() { run(t, "umount", "-l", state) })
 	h := m.open(t)
 	before := m.snapshot()
