@@ -1,0 +1,6 @@
+//go:build race
+
+package netstack
+
+// slower is how much the race detector slows gVisor down.
+const slower = 8
