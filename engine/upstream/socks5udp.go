@@ -51,26 +51,45 @@ func (d *socks5) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn
 }
 
 // relayAddr is where datagrams go: what the proxy said, with its own address
-// in place of none.
+// in place of one that leads nowhere from here.
 func (d *socks5) relayAddr(ctx context.Context, control *net.TCPConn, bound flow.Target) (netip.AddrPort, error) {
 	if bound.Port == 0 {
 		return netip.AddrPort{}, fault(Protocol, errors.New("SOCKS5 UDP ASSOCIATE: the proxy named port 0"), "the proxy may not support UDP")
 	}
 	addr := bound.Addr
-	switch {
-	case bound.Name != "":
+	if bound.Name != "" {
 		addrs, err := d.net.resolve(ctx, bound.Name)
 		if err != nil {
 			return netip.AddrPort{}, fault(Protocol, fmt.Errorf("SOCKS5 UDP ASSOCIATE: relay %q: %w", clip(bound.Name, 64), err), "")
 		}
 		addr = pickUDP(addrs)
-	case !addr.IsValid() || addr.IsUnspecified():
-		addr = flow.AddrPortOf(control.RemoteAddr()).Addr()
 	}
+	addr = reachable(addr, flow.AddrPortOf(control.RemoteAddr()).Addr())
 	if addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return netip.AddrPort{}, fault(Protocol, fmt.Errorf("SOCKS5 UDP ASSOCIATE: the proxy named relay %v", addr), "")
 	}
 	return netip.AddrPortFrom(addr, bound.Port), nil
+}
+
+// reachable is said, unless that is no address or one that only means the
+// proxy's own network: a proxy behind NAT does not know better, and a hostile
+// one could have us send into this machine's network. Then it is the proxy's.
+func reachable(said, proxy netip.Addr) netip.Addr {
+	reach := func(a netip.Addr) int {
+		switch {
+		case !a.IsValid() || a.IsUnspecified():
+			return 0
+		case a.IsLoopback():
+			return 1
+		case a.IsLinkLocalUnicast() || a.IsPrivate():
+			return 2
+		}
+		return 3
+	}
+	if reach(said) < reach(proxy) {
+		return proxy
+	}
+	return said
 }
 
 // association is the app-side view of one UDP ASSOCIATE.
