@@ -270,6 +270,9 @@ func (h *Host) applyLocked(ctx context.Context, cfg platform.NetConfig) error {
 	if err := configureTUN(cfg.TUN, cfg.MTU, cfg.Addr4, cfg.Addr6); err != nil {
 		return err
 	}
+	if err := h.mend(); err != nil { // a device made anew has not the routes of the one before
+		return err
+	}
 	err := h.follow(ctx, cfg)
 	if errors.Is(err, errNFT) { // a kernel without ct or fib expressions
 		h.log.Warn("nftables does not take our table", "error", err)

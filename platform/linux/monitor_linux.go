@@ -172,10 +172,15 @@ func (h *Host) repair(ctx context.Context) error {
 	}
 	// Set down, a device loses its routes and IPv6 addresses.
 	errs := []error{configureTUN(h.cfg.TUN, h.cfg.MTU, h.cfg.Addr4, h.cfg.Addr6)}
+	return errors.Join(append(errs, h.mend(), h.follow(ctx, h.cfg))...)
+}
+
+// mend makes again what is in force by the journal and is not there.
+func (h *Host) mend() error {
 	missing, err := h.missing()
-	errs = append(errs, err)
+	errs := []error{err}
 	for _, e := range missing {
-		h.log.Warn("somebody removed a setting of ours; making it again", "change", e.Op.String())
+		h.log.Warn("a setting of ours is gone; making it again", "change", e.Op.String())
 		if e.Op.Kind == opDNS {
 			err = h.retakeDNS(e)
 		} else {
@@ -185,7 +190,7 @@ func (h *Host) repair(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("%s: %w", e.Op, err))
 		}
 	}
-	return errors.Join(append(errs, h.follow(ctx, h.cfg))...)
+	return errors.Join(errs...)
 }
 
 // missing lists what the journal says is in force and is not there; what cannot

@@ -271,3 +271,27 @@ func TestTUNIsReadyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// A pipeline that broke is made anew: the device has the same name, and the
+// routes of the former one went with it.
+func TestApplyToANewDevice(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	h := m.open(t)
+	up(t, h)
+	h.mu.Lock()
+	old := h.tuns[0]
+	h.mu.Unlock()
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	up(t, h)
+	// At once, not when the monitor has seen it.
+	for _, to := range []string{"203.0.113.9", "2001:db8::9"} {
+		if got := routeOf(t, to); got != "atlantic0" {
+			t.Errorf("%s leaves by %s", to, got)
+		}
+	}
+}

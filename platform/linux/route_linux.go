@@ -313,6 +313,9 @@ func samePorts(a, b *netlink.RulePortRange) bool {
 
 func routePresent(o op) (bool, error) {
 	index, err := deviceIndex(o.Dev)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return true, nil // without its device there is nothing to mend
+	}
 	if err != nil {
 		return false, err
 	}
