@@ -185,7 +185,11 @@ func rescue(w io.Writer, state string) error {
 
 // runUntilSignal is run as an ordinary foreground program.
 func runUntilSignal(ctx context.Context, o runOptions) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) has it: then a closed terminal means nothing
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(ctx, ends...)
 	defer stop()
 	return run(ctx, o, os.Stdout)
 }
