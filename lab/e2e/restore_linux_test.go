@@ -155,6 +155,7 @@ func TestRestore(t *testing.T) {
 				}},
 				{"SIGTERM", func(s *service) { s.cmd.Process.Signal(syscall.SIGTERM) }},
 				{"Ctrl-C", func(s *service) { s.cmd.Process.Signal(syscall.SIGINT) }},
+				{"closed terminal", func(s *service) { s.cmd.Process.Signal(syscall.SIGHUP) }},
 				{"five times up and down", func(s *service) {
 					for range 5 {
 						s.must("down")
@@ -200,7 +201,11 @@ func moments() []moment {
 		{"starting", func(s *service, delay time.Duration) {
 			s.launch("--up")
 			time.Sleep(delay)
-		}, 8, 400 * time.Millisecond},
+		}, 6, 150 * time.Millisecond},
+		{"soon after the start", func(s *service, delay time.Duration) {
+			s.launch("--up")
+			time.Sleep(delay)
+		}, 2, 400 * time.Millisecond},
 		{"on", func(s *service, delay time.Duration) {
 			s.launch("--up")
 			s.await(api.On)
@@ -210,6 +215,13 @@ func moments() []moment {
 			s.launch("--up")
 			s.await(api.On)
 			s.cmd.Process.Signal(syscall.SIGTERM)
+			time.Sleep(delay)
+		}, 4, 60 * time.Millisecond},
+		{"undoing what an earlier kill left", func(s *service, delay time.Duration) {
+			s.launch("--up")
+			s.await(api.On)
+			s.kill()
+			s.launch()
 			time.Sleep(delay)
 		}, 4, 60 * time.Millisecond},
 	}
