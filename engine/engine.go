@@ -143,7 +143,7 @@ func New(opt Options) (*Engine, error) {
 		Named:   e.ups.named,
 		Direct:  e.ups.direct,
 		UDP:     udpPolicy(opt.Config.Protect.UDP),
-		Local:   e.names.isLocal,
+		Local:   e.isLocal,
 		Resolve: e.dns.Lookup,
 		DNS:     e.dns,
 		Blocked: e.held.Load,

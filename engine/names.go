@@ -21,7 +21,7 @@ import (
 //
 //	what apps ask beyond addresses ─► exchange ─► the configured servers, through the upstream
 //	names that are this network's own ─► local ─► those of the machine's former resolvers that are on this network
-//	where a direct flow leads ─► lookup ─► the machine's former resolvers
+//	where a direct flow or an upstream leads ─► lookup ─► the machine's former resolvers
 //
 // The last two leave by the physical network. A resolver elsewhere is never
 // asked for a local name: it could not know it, and would learn of it.
@@ -123,7 +123,13 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	if addrs, err := n.hosts.LookupNetIP(ctx, "ip", name); err == nil && len(addrs) > 0 {
 		return addrs, nil
 	}
+	if dns.Loopback(name) {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
+	}
 	c := n.system.Load()
+	if near := n.near.Load(); near != nil && dns.Local(name) {
+		c = near
+	}
 	if c == nil {
 		return nil, fmt.Errorf("look up %s: %w", name, errNoResolver)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/dns"
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/engine/rules"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
@@ -23,7 +24,7 @@ func (e *Engine) Why(host string) (api.Why, error) {
 			Hint: "give a host name or an address, with a port if it matters: example.com:22"}
 	}
 	v := e.rules.Match(rules.Query{Network: flow.TCP, Name: t.Name, Addr: t.Addr, Port: t.Port})
-	if v.Kind == flow.Auto && t.Addr.IsValid() && e.names.isLocal(t.Addr) {
+	if v.Rule == "default" && e.isLocal(t.Name, t.Addr) {
 		v = flow.Verdict{Kind: flow.Direct, Rule: "local network"}
 	}
 	w := api.Why{
@@ -48,6 +49,18 @@ func (e *Engine) Why(host string) (api.Why, error) {
 		w.Rule += "; but all traffic is held now: " + causeText(e.snap.Load().cause)
 	}
 	return w, nil
+}
+
+// isLocal tells whether a flow stays on this machine or in its network: the
+// latter only where [protect] lan allows it. Without an address the name tells.
+func (e *Engine) isLocal(name string, a netip.Addr) bool {
+	switch {
+	case a.IsValid():
+		return a.IsLoopback() || e.opt.Config.Protect.LAN && e.names.isLocal(a)
+	case dns.Loopback(name):
+		return true
+	}
+	return e.opt.Config.Protect.LAN && dns.Local(name)
 }
 
 // carrier is the upstream that v leads to, nil if it is none.

@@ -113,7 +113,7 @@ func (s *Server) route(m *dns.Msg) *dns.Msg {
 		r.Answer = []dns.RR{&dns.HINFO{Hdr: rrHeader(q, dns.TypeHINFO, 3600), Cpu: "RFC8482"}}
 	case q.Qtype == dns.TypeAXFR || q.Qtype == dns.TypeIXFR || q.Qtype >= 128 && q.Qtype < 256:
 		r.Rcode = dns.RcodeRefused // meta types: transfers, TSIG …
-	case under(name, "localhost"): // RFC 6761 section 6.3
+	case Loopback(name): // RFC 6761 section 6.3
 		address(r, q, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), negativeTTL)
 	case under(name, "invalid"), under(name, "onion"), // RFC 6761 section 6.4, RFC 7686
 		under(name, "use-application-dns.net"), // so that browsers leave DNS to us
@@ -207,16 +207,14 @@ func (s *Server) pointer(r *dns.Msg, q dns.Question, name string) bool {
 // isLocal says whether only the machine's own resolvers can know the name.
 func (s *Server) isLocal(q dns.Question) bool {
 	name := canonical(q.Name)
-	if name == "" {
-		return false
-	}
-	if !strings.Contains(name, ".") {
-		return q.Qtype != dns.TypeNS && q.Qtype != dns.TypeSOA && q.Qtype != dns.TypeDS && q.Qtype != dns.TypeDNSKEY
-	}
-	for _, zone := range []string{"local", "home.arpa", "lan", "internal"} {
-		if under(name, zone) {
-			return true
+	switch q.Qtype {
+	case dns.TypeNS, dns.TypeSOA, dns.TypeDS, dns.TypeDNSKEY:
+		if !strings.Contains(name, ".") { // of the root zone
+			return false
 		}
+	}
+	if Local(name) {
+		return true
 	}
 	a, ok := reverseAddr(name)
 	return ok && (a.IsPrivate() || a.IsLinkLocalUnicast())

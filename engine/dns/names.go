@@ -14,6 +14,16 @@ func under(name, zone string) bool {
 	return strings.HasSuffix(name, zone) && (len(name) == len(zone) || name[len(name)-len(zone)-1] == '.')
 }
 
+// Loopback says whether a canonical name is this machine (RFC 6761 section 6.3).
+func Loopback(name string) bool { return under(name, "localhost") }
+
+// Local says whether only this machine's own network can know a canonical name
+// (RFC 6762 section 3, RFC 8375, and what routers make up).
+func Local(name string) bool {
+	return name != "" && !strings.Contains(name, ".") ||
+		under(name, "local") || under(name, "home.arpa") || under(name, "lan") || under(name, "internal")
+}
+
 // isHostName says whether a canonical name can be one of a host that an
 // upstream is asked to dial: letters, digits, hyphens, underscores.
 func isHostName(name string) bool {

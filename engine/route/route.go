@@ -49,7 +49,7 @@ type Options struct {
 	Named   func(name string) *upstream.Upstream                 // nil if there is none of that name
 	Direct  *upstream.Upstream                                   // carries Direct
 	UDP     UDPPolicy                                            //
-	Local   func(netip.Addr) bool                                // is in a network this machine is attached to: direct, unless a rule says otherwise; may be nil
+	Local   func(name string, a netip.Addr) bool                 // is this machine or in its network (by its name alone if a is not valid): direct, unless a rule says otherwise; may be nil
 	Resolve func(netip.Addr) (name string, fake bool)            // of a fake address, or one that a name was seen to have; may be nil
 	DNS     flow.Handler                                         // gets flows to port 53 that came by the TUN; may be nil
 	Blocked func() bool                                          // true: everything but DNS is refused; may be nil
@@ -259,8 +259,7 @@ func (h *Handler) decide(f flow.Flow, t flow.Target) decision {
 
 // choose turns the verdict into an upstream.
 func (h *Handler) choose(d *decision, q rules.Query) {
-	local := d.verdict.Rule == "default" && q.Addr.IsValid() && h.opts.Local != nil && h.opts.Local(q.Addr)
-	if local {
+	if d.verdict.Rule == "default" && h.opts.Local != nil && h.opts.Local(q.Name, q.Addr) {
 		d.verdict = flow.Verdict{Kind: flow.Direct, Rule: "local network"}
 	}
 	switch d.verdict.Kind {

@@ -339,7 +339,7 @@ func TestVerdicts(t *testing.T) {
 			}
 			return nil
 		}
-		o.Local = func(a netip.Addr) bool { return a.IsLoopback() }
+		o.Local = func(_ string, a netip.Addr) bool { return a.IsLoopback() }
 		o.Resolve = func(a netip.Addr) (string, bool) {
 			switch a.String() {
 			case "198.18.1.1":
