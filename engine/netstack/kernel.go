@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
@@ -78,7 +79,12 @@ func newKernel(o Options, queues []platform.Queue) (*kernel, error) {
 	}
 	k.device, k.queues = o.Device, queues
 	for _, f := range k.families() {
-		if err := f.listen(name); err != nil {
+		err := f.listen(name)
+		if f.v6 && errors.Is(err, syscall.EAFNOSUPPORT) {
+			k.v6 = nil // a system without IPv6 (ipv6.disable=1): no packet of it will come
+			continue
+		}
+		if err != nil {
 			k.closeListeners()
 			return nil, err
 		}

@@ -2,9 +2,11 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 )
 
@@ -26,6 +28,9 @@ func (s *Stack) Probe(ctx context.Context) error {
 	for _, f := range k.families() {
 		d := net.Dialer{Timeout: probeWithin, LocalAddr: &net.TCPAddr{IP: f.tun.netip().AsSlice()}}
 		c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(f.canary(), probePort).String())
+		if errors.Is(err, syscall.EADDRNOTAVAIL) {
+			continue // the device has no address of this family: the machine's owner has switched it off
+		}
 		if err != nil {
 			return fmt.Errorf("a connection through the kernel path (does a firewall drop what comes in by the tun device?): %w", err)
 		}
