@@ -166,6 +166,31 @@ func TestLostBeforeStart(t *testing.T) {
 	same(t, l, before, "after that")
 }
 
+// TestWayOut: while one upstream is gone, the user takes another.
+func TestWayOut(t *testing.T) {
+	l := lab.NewTest(t, lab.Options{})
+	a, b, toml := pair(t, l)
+	s := start(t, l, toml, "--up")
+	s.await(api.On)
+	a.Close()
+	refusedAtOnce(t, l, "a flow by a, which is gone")
+	s.await(api.Blocked)
+	s.fails(1, []string{"connection refused", "nothing listens there"}, "use", "http://203.0.113.20:3128")
+	if st := s.status(); st.State != api.Blocked || st.Upstream.Name != "a" {
+		t.Errorf("after a switch that failed: %s by %s", st.State, st.Upstream.Name)
+	}
+	s.must("use", "b")
+	if st := s.await(api.On); st.Upstream.Name != "b" || st.Cause != "" {
+		t.Errorf("on by %s, cause %q", st.Upstream.Name, st.Cause)
+	}
+	if _, byB := served(a, b, func() { works(t, l) }); byB != 1 {
+		t.Errorf("%d flows by b", byB)
+	}
+	s.fails(1, []string{"connection refused"}, "use", "a")
+	works(t, l)
+	s.stop()
+}
+
 // TestPasswordChanged: the upstream is there but no longer takes the password.
 func TestPasswordChanged(t *testing.T) {
 	for _, scheme := range []proxy.Scheme{proxy.HTTP, proxy.SOCKS5} {

@@ -187,6 +187,64 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestCycles: coming up and going down many times costs nothing that stays.
+func TestCycles(t *testing.T) {
+	l := owned(t, "file")
+	s := start(t, l, upstreamToml(t, l))
+	s.answers()
+	before := record(t, l)
+	cycle := func() {
+		s.must("up")
+		works(t, l)
+		s.must("down")
+	}
+	files := func() int {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	for range 3 {
+		cycle()
+	}
+	open, held := files(), memory(t, s.cmd.Process.Pid, "RssAnon:")
+	for range 20 {
+		cycle()
+	}
+	same(t, l, before, "after many cycles")
+	if n := files(); n > open+2 {
+		t.Errorf("after 20 cycles more, %d files are open, not %d", n, open)
+	}
+	if n := memory(t, s.cmd.Process.Pid, "RssAnon:"); n > held+10<<20 {
+		t.Errorf("after 20 cycles more, it holds %d MB, not %d", n>>20, held>>20)
+	}
+	s.must("down") // once more is fine
+	s.must("up")
+	s.must("up")
+	s.stop()
+	same(t, l, before, "at the end")
+}
+
+// TestWithoutIPv6: a machine whose owner has switched IPv6 off keeps it off.
+func TestWithoutIPv6(t *testing.T) {
+	l := lab.NewTest(t, lab.Options{})
+	for _, scope := range []string{"all", "default"} {
+		if out, code := inClient(t, l, "sysctl", "-qw", "net.ipv6.conf."+scope+".disable_ipv6=1"); code != 0 {
+			t.Fatal(out)
+		}
+	}
+	before := record(t, l)
+	for _, stack := range []string{"kernel", "userspace"} {
+		s := start(t, l, upstreamToml(t, l)+fmt.Sprintf("[tun]\nstack = %q\n", stack), "--up")
+		s.await(api.On)
+		works(t, l)
+		refusals(t, l, "closed.test:443")
+		s.stop()
+		same(t, l, before, "without IPv6, by the "+stack+" path,")
+	}
+}
+
 // moment is when the service is killed.
 type moment struct {
 	name string
