@@ -271,3 +271,30 @@ func TestNewClientErrors(t *testing.T) {
 		}
 	}
 }
+
+// A resolver that never answers AAAA costs a lookup a moment, and only one.
+func TestLookupNetIPOneFamilySilent(t *testing.T) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		if q.Question[0].Qtype == dns.TypeA {
+			asked.Add(1)
+			zone(w, q)
+		}
+	})}
+	go s.ActivateAndServe()
+	defer s.Shutdown()
+	c := newClientT(t, ClientOptions{Servers: []string{pc.LocalAddr().String()}})
+	begin := time.Now()
+	for range 3 {
+		if got, err := c.LookupNetIP(t.Context(), "host.test"); err != nil || len(got) != 1 {
+			t.Errorf("%v, %v", got, err)
+		}
+	}
+	if d := time.Since(begin); d > 2*time.Second || asked.Load() != 1 {
+		t.Errorf("three lookups took %v and asked %d times", d, asked.Load())
+	}
+}

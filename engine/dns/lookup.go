@@ -15,6 +15,12 @@ import (
 const (
 	maxKnownAddrs = 1024
 	maxCNAMEs     = 16 // followed in one answer, and asked for beyond it
+
+	// familyPatience is how much longer than for one family's addresses a lookup
+	// waits for the other's: some resolvers never answer AAAA (RFC 8305 section
+	// 3). What is known then is known for halfTTL at most.
+	familyPatience = 250 * time.Millisecond
+	halfTTL        = 10 * time.Second
 )
 
 type knownAddrs struct {
@@ -23,8 +29,8 @@ type knownAddrs struct {
 }
 
 // LookupNetIP returns the addresses of name, IPv4 first, following CNAMEs. It
-// asks for both families at once and succeeds if one does. It keeps what it
-// found for the TTL. A name that does not exist is a *net.DNSError with
+// asks for both families at once, succeeds if one does, and then does not wait
+// long for the other. It keeps what it found for the TTL. A name that does not exist is a *net.DNSError with
 // IsNotFound.
 func (c *Client) LookupNetIP(ctx context.Context, name string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
@@ -37,12 +43,19 @@ func (c *Client) LookupNetIP(ctx context.Context, name string) ([]netip.Addr, er
 	if ok && time.Now().Before(known.expires) {
 		return slices.Clone(known.addrs), nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var found [2][]netip.Addr
 	var ttls [2]time.Duration
 	var errs [2]error
 	var wg sync.WaitGroup
 	for i, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
-		wg.Go(func() { found[i], ttls[i], errs[i] = c.resolve(ctx, key, qtype) })
+		wg.Go(func() {
+			found[i], ttls[i], errs[i] = c.resolve(ctx, key, qtype)
+			if len(found[i]) > 0 {
+				time.AfterFunc(familyPatience, cancel)
+			}
+		})
 	}
 	wg.Wait()
 	addrs := append(found[0], found[1]...)
@@ -52,7 +65,12 @@ func (c *Client) LookupNetIP(ctx context.Context, name string) ([]netip.Addr, er
 		}
 		return nil, &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
 	}
-	if errs[0] == nil && errs[1] == nil {
+	switch {
+	case errs[0] != nil:
+		c.know(key, addrs, min(ttls[1], halfTTL))
+	case errs[1] != nil:
+		c.know(key, addrs, min(ttls[0], halfTTL))
+	default:
 		c.know(key, addrs, min(ttls[0], ttls[1]))
 	}
 	return slices.Clone(addrs), nil
