@@ -22,8 +22,12 @@ func (e *Engine) cure() {
 }
 
 // suspected looks at the upstream in use after it has failed a flow, no more
-// often than once a second. Wrong credentials need no second opinion.
+// often than once a second. Wrong credentials need no second opinion. Without
+// the kill switch nothing is held: each flow is tried and refused by itself.
 func (e *Engine) suspected(m message) {
+	if e.opt.Config.Protect.KillSwitch == "off" {
+		return
+	}
 	if e.m.state != api.On || m.suspect != e.ups.current() || e.probe != nil {
 		return
 	}

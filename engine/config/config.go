@@ -55,7 +55,7 @@ type DNS struct {
 
 // Protect is the section [protect].
 type Protect struct {
-	KillSwitch string // auto
+	KillSwitch string // auto, off
 	UDP        string // auto, block, direct
 	LAN        bool   // private subnets that the machine is attached to go direct
 }

@@ -31,7 +31,7 @@ servers = [
 fake_range = "10.64.0.0/12"
 
 [protect]
-kill_switch = "auto"
+kill_switch = "off"
 udp = "block"
 lan = false
 
@@ -127,8 +127,7 @@ func TestErrorsHavePlaceAndHint(t *testing.T) {
 		{"[dns]\nfake_range = '198.18.0.0/17'", ":2:1", "cannot hold fake", "/16"},
 		{"[dns]\nfake_range = '8.0.0.0/8'", ":2:1", "cannot hold fake", ""},
 		{"[dns]\nfake_range = 'fd00::/8'", ":2:1", "cannot hold fake", ""},
-		{"[protect]\nkill_switch = 'always'", ":2:1", "not in this version", `"auto"`},
-		{"[protect]\nkill_switch = 'off'", ":2:1", "not in this version", `"auto"`},
+		{"[protect]\nkill_switch = 'always'", ":2:1", "not in this version", `"auto" or "off"`},
 		{"[protect]\nudp = 'drop'", ":2:1", "protect.udp", "auto, block, direct"},
 		{"[[provider]]\nname='x'", ":1:", `"provider`, "remove it"},
 		{"[filter]\nenabled=true", ":1:", "not in this version", ""},

@@ -120,10 +120,10 @@ func validateDNS(src *source, r *raw, c *Config) error {
 
 func validateProtect(src *source, r *raw, c *Config) error {
 	c.Protect = Protect{KillSwitch: r.Protect.KillSwitch, UDP: r.Protect.UDP, LAN: r.Protect.LAN}
-	if k := r.Protect.KillSwitch; k == "always" || k == "off" {
-		return src.fail("protect.kill_switch", `leave it out, or use "auto"`, "kill_switch = %q is not in this version", k)
+	if r.Protect.KillSwitch == "always" {
+		return src.fail("protect.kill_switch", `use "auto" or "off"`, `kill_switch = "always" is not in this version`)
 	}
-	if err := oneOf(src, "protect.kill_switch", r.Protect.KillSwitch, "auto"); err != nil {
+	if err := oneOf(src, "protect.kill_switch", r.Protect.KillSwitch, "auto", "off"); err != nil {
 		return err
 	}
 	return oneOf(src, "protect.udp", r.Protect.UDP, "auto", "block", "direct")
