@@ -178,6 +178,7 @@ func (e *Engine) Run(ctx context.Context) error {
 				continue
 			}
 			e.names.setNetwork(c)
+			e.names.switched() // what is open leaves by the former network
 			if e.m.state == api.Blocked && c.Up {
 				e.timer.Reset(0)
 			}

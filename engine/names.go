@@ -50,7 +50,7 @@ func newNames(servers []string, control func(string, string, syscall.RawConn) er
 }
 
 // switched forgets the connections to the configured servers: they lead through
-// the former upstream.
+// the former upstream, or the former network.
 func (n *names) switched() { _ = n.replace(&n.remote, n.servers, n.dialUpstream) } // newNames has seen that it works
 
 // use gives names the upstreams, which are made after it.
