@@ -38,6 +38,7 @@ var allowed = map[string][]string{
 	"platform/darwin":       {"platform", "platform/..."},
 	"platform/linux":        {"platform", "platform/..."},
 	"platform/localsock":    {},
+	"platform/physical":     {"platform"},
 	"platform/platformtest": {"platform"},
 	"platform/windows":      {"platform", "platform/..."},
 	"assets":                {},

@@ -20,6 +20,7 @@ import (
 	"strings"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 // Tools by absolute path: the service runs as root and must not search PATH.
@@ -89,15 +90,15 @@ func plan(cfg platform.NetConfig, f facts) []object {
 		}
 	}
 	if cfg.Default4 {
-		route(halves(netip.PrefixFrom(netip.IPv4Unspecified(), 0))...)
+		route(physical.Halves(netip.PrefixFrom(netip.IPv4Unspecified(), 0))...)
 	}
 	if cfg.Default6 {
-		route(halves(netip.PrefixFrom(netip.IPv6Unspecified(), 0))...)
+		route(physical.Halves(netip.PrefixFrom(netip.IPv6Unspecified(), 0))...)
 	}
 	if !cfg.LAN { // on-link routes would win: outbid them too
 		for _, p := range f.LAN {
 			if taken := cfg.Default4 && p.Addr().Is4() || cfg.Default6 && p.Addr().Is6(); taken && !p.Addr().IsLinkLocalUnicast() {
-				route(halves(p)...)
+				route(physical.Halves(p)...)
 			}
 		}
 	}
@@ -105,18 +106,6 @@ func plan(cfg platform.NetConfig, f facts) []object {
 		objects = append(objects, object{DNS: slices.Clone(cfg.DNS)})
 	}
 	return objects
-}
-
-// halves splits p in two; a single address stays whole.
-func halves(p netip.Prefix) []netip.Prefix {
-	p = p.Masked()
-	if p.IsSingleIP() {
-		return []netip.Prefix{p}
-	}
-	b := p.Addr().AsSlice()
-	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
-	upper, _ := netip.AddrFromSlice(b)
-	return []netip.Prefix{netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(upper, p.Bits()+1)}
 }
 
 func (o object) equal(x object) bool {
@@ -159,20 +148,4 @@ func dnsScript(servers []netip.Addr) string {
 	}
 	b.WriteString("\nd.add SupplementalMatchDomains * \"\"\nset " + dnsKey + "\nquit\n")
 	return b.String()
-}
-
-// diff returns what to remove (last added first) and what to add to get from
-// have to want.
-func diff(have, want []object) (remove, add []object) {
-	for _, o := range slices.Backward(have) {
-		if !slices.ContainsFunc(want, o.equal) {
-			remove = append(remove, o)
-		}
-	}
-	for _, o := range want {
-		if !slices.ContainsFunc(have, o.equal) {
-			add = append(add, o)
-		}
-	}
-	return remove, add
 }

@@ -17,6 +17,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 var (
@@ -33,7 +34,7 @@ type Host struct {
 	changes chan platform.NetChange
 	watched sync.WaitGroup
 	stop    chan struct{} // closed by Close
-	net     atomic.Pointer[network]
+	net     atomic.Pointer[physical.Network]
 
 	mu      sync.Mutex // guards the rest
 	machine *machine
@@ -109,7 +110,7 @@ func (h *Host) apply(ctx context.Context, cfg platform.NetConfig) error {
 	if cfg.TUN != "" && !exists(cfg.TUN) {
 		return fmt.Errorf("no interface %q", cfg.TUN)
 	}
-	if err := h.machine.set(ctx, plan(cfg, facts{LAN: h.net.Load().lan()})); err != nil {
+	if err := h.machine.set(ctx, plan(cfg, facts{LAN: h.net.Load().LAN()})); err != nil {
 		return fmt.Errorf("configure the network: %w", err)
 	}
 	h.cfg = cfg

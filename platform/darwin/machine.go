@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 // machine takes objects from have to want with a runner of commands, keeping
@@ -56,7 +58,7 @@ func (m *machine) set(ctx context.Context, want []object) error {
 
 // move does one step after the other and keeps have true after each.
 func (m *machine) move(ctx context.Context, want []object) error {
-	remove, add := diff(m.have, want)
+	remove, add := physical.Diff(m.have, want, object.equal)
 	for _, o := range remove {
 		// With its utun, a route is gone already.
 		if o.outlives() || m.exists(o.TUN) {

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/net/route"
 	"golang.org/x/sys/unix"
+
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 // settle is how long the network must be quiet before a change is reported.
@@ -98,7 +100,7 @@ func (h *Host) refresh(ctx context.Context) (changed bool, err error) {
 		return false, err
 	}
 	h.net.Store(&n)
-	c := n.change(nil)
+	c := n.Change(nil)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	h.mu.Lock()
@@ -118,7 +120,7 @@ func (h *Host) refresh(ctx context.Context) (changed bool, err error) {
 
 // scan reads interfaces and default routes. A point-to-point interface is some
 // tunnel, ours or another's, and not the physical network.
-func scan() (n network, err error) {
+func scan() (n physical.Network, err error) {
 	ifaces, err := net.Interfaces()
 	if err != nil {
 		return n, fmt.Errorf("list interfaces: %w", err)
@@ -127,7 +129,7 @@ func scan() (n network, err error) {
 		if i.Flags&net.FlagUp == 0 || i.Flags&(net.FlagLoopback|net.FlagPointToPoint) != 0 {
 			continue
 		}
-		l := link{Name: i.Name, Index: i.Index}
+		l := physical.Link{Name: i.Name, Index: i.Index}
 		addrs, err := i.Addrs()
 		if err != nil {
 			continue // it has just gone
@@ -153,7 +155,7 @@ func scan() (n network, err error) {
 
 // defaults finds the default routes by one of the links. The unscoped one is
 // the primary interface's; a scoped one counts where there is no other.
-func defaults(msgs []route.Message, links []link) (v4, v6 int) {
+func defaults(msgs []route.Message, links []physical.Link) (v4, v6 int) {
 	physical := map[int]bool{}
 	for _, l := range links {
 		physical[l.Index] = true

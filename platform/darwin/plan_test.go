@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -47,12 +48,12 @@ func golden(t *testing.T, name, got string) {
 // script is what goes up and, after a line, what comes down again.
 func script(cfg platform.NetConfig, f facts) string {
 	var b strings.Builder
-	_, add := diff(nil, plan(cfg, f))
+	_, add := physical.Diff(nil, plan(cfg, f), object.equal)
 	for _, o := range add {
 		fmt.Fprintln(&b, o.add())
 	}
 	fmt.Fprintln(&b, "---")
-	remove, _ := diff(add, nil)
+	remove, _ := physical.Diff(add, nil, object.equal)
 	for _, o := range remove {
 		fmt.Fprintln(&b, o.remove())
 	}
@@ -79,25 +80,13 @@ func TestPlanTUN(t *testing.T) {
 
 func TestDiffTouchesOnlyWhatDiffers(t *testing.T) {
 	have := plan(full(), home)
-	if remove, add := diff(have, plan(full(), home)); len(remove)+len(add) != 0 {
+	if remove, add := physical.Diff(have, plan(full(), home), object.equal); len(remove)+len(add) != 0 {
 		t.Errorf("the same again: remove %v, add %v", remove, add)
 	}
 	narrow := full()
 	narrow.DNS = []netip.Addr{dns4}
-	remove, add := diff(have, plan(narrow, home))
+	remove, add := physical.Diff(have, plan(narrow, home), object.equal)
 	if len(remove) != 1 || len(add) != 1 || len(remove[0].DNS) != 2 || len(add[0].DNS) != 1 {
 		t.Errorf("new resolver: remove %v, add %v", remove, add)
-	}
-}
-
-func TestHalves(t *testing.T) {
-	for in, want := range map[string]string{
-		"0.0.0.0/0": "[0.0.0.0/1 128.0.0.0/1]", "::/0": "[::/1 8000::/1]",
-		"192.168.1.0/24": "[192.168.1.0/25 192.168.1.128/25]", "10.0.0.2/31": "[10.0.0.2/32 10.0.0.3/32]",
-		"10.0.0.2/32": "[10.0.0.2/32]", "192.168.1.7/24": "[192.168.1.0/25 192.168.1.128/25]",
-	} {
-		if got := fmt.Sprint(halves(netip.MustParsePrefix(in))); got != want {
-			t.Errorf("halves of %s: %s, want %s", in, got, want)
-		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 const (
@@ -96,46 +97,26 @@ func attachedSubnets(tun string) ([]netip.Prefix, error) {
 		if a.Peer != nil {
 			onLink = a.Peer
 		}
-		if p, ok := privateSubnet(onLink); ok && usable[a.LinkIndex] {
+		if p, ok := physical.PrivateSubnet(prefixOf(onLink)); ok && usable[a.LinkIndex] {
 			lan = append(lan, p)
 		}
 	}
-	slices.SortFunc(lan, comparePrefix)
+	slices.SortFunc(lan, netip.Prefix.Compare)
 	lan = slices.Compact(lan)
 	return lan[:min(len(lan), maxLAN)], nil
 }
 
-func comparePrefix(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
-}
-
-// privateSubnet is the subnet n if all of it is private (RFC 1918, RFC 4193)
-// and it is narrower than the range itself: a lease that claims all of 10/8, or
-// a public range, does not take traffic out of the TUN (TunnelCrack LocalNet,
-// CVE-2023-36672).
-func privateSubnet(n *net.IPNet) (netip.Prefix, bool) {
+// prefixOf is n in the form of netip, invalid if it is not one.
+func prefixOf(n *net.IPNet) netip.Prefix {
 	if n == nil {
-		return netip.Prefix{}, false
+		return netip.Prefix{}
 	}
-	ip, ok := netip.AddrFromSlice(n.IP)
+	ip, _ := netip.AddrFromSlice(n.IP)
 	ones, bits := n.Mask.Size()
-	ip = ip.Unmap()
-	if !ok || bits != ip.BitLen() {
-		return netip.Prefix{}, false
+	if ip = ip.Unmap(); bits != ip.BitLen() {
+		return netip.Prefix{}
 	}
-	p := netip.PrefixFrom(ip, ones).Masked()
-	for _, r := range []netip.Prefix{
-		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"),
-		netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("fc00::/7"),
-	} {
-		if r.Contains(p.Addr()) {
-			return p, p.Bits() > r.Bits() || (p.Bits() == r.Bits() && p.Bits() == 16)
-		}
-	}
-	return netip.Prefix{}, false
+	return netip.PrefixFrom(ip, ones)
 }
 
 // uplinkOf finds the default route of a family in the main table, lowest metric

@@ -15,6 +15,7 @@ import (
 	"golang.zx2c4.com/wireguard/windows/tunnel/winipcfg"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 var (
@@ -36,7 +37,7 @@ type Host struct {
 	callbacks []func() error
 	watched   sync.WaitGroup
 	stop      chan struct{} // closed by Close
-	net       atomic.Pointer[network]
+	net       atomic.Pointer[physical.Network]
 
 	mu      sync.Mutex // guards the rest
 	tun     string     // the adapter that OpenTUN made last, and its identity
@@ -164,12 +165,12 @@ func (h *Host) Close() error {
 // by (IP_UNICAST_IF, IPV6_UNICAST_IF), whatever routes point into the TUN.
 // Loopback is left alone.
 func (h *Host) Control(network, address string, c syscall.RawConn) error {
-	dst, loopback := destination(address)
+	dst, loopback := physical.Destination(address)
 	if loopback {
 		return nil
 	}
 	is6 := network[len(network)-1] == '6'
-	index := h.net.Load().via(dst, is6)
+	index := h.net.Load().Via(dst, is6)
 	if index == 0 {
 		return fmt.Errorf("no physical network for %s %s: %w", network, address, sys.WSAENETUNREACH)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 // adapter does operations on the TUN's adapter.
@@ -32,7 +34,7 @@ func (m *machine) set(ctx context.Context, a adapter, want []operation) error {
 
 // move does one step after the other and keeps have true after each.
 func (m *machine) move(ctx context.Context, a adapter, want []operation) error {
-	remove, add := diff(m.have, want)
+	remove, add := physical.Diff(m.have, want, operation.equal)
 	for _, o := range remove {
 		if err := errors.Join(ctx.Err(), a.remove(o)); err != nil {
 			return err

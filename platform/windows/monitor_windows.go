@@ -10,6 +10,8 @@ import (
 
 	sys "golang.org/x/sys/windows"
 	"golang.zx2c4.com/wireguard/windows/tunnel/winipcfg"
+
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 // settle is how long the network must be quiet before a change is reported.
@@ -100,7 +102,7 @@ func (h *Host) refresh() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	c := n.change(nil)
+	c := n.Change(nil)
 	c.DNS = dns[c.Interface]
 	h.net.Store(&n)
 	h.mu.Lock()
@@ -112,7 +114,7 @@ func (h *Host) refresh() (changed bool, err error) {
 
 // scan reads the physical interfaces, the resolvers of each and the default
 // routes.
-func scan() (n network, dns map[string][]netip.Addr, err error) {
+func scan() (n physical.Network, dns map[string][]netip.Addr, err error) {
 	adapters, err := winipcfg.GetAdaptersAddresses(sys.AF_UNSPEC, winipcfg.GAAFlagDefault)
 	if err != nil {
 		return n, nil, fmt.Errorf("list adapters: %w", err)
@@ -120,10 +122,10 @@ func scan() (n network, dns map[string][]netip.Addr, err error) {
 	dns = map[string][]netip.Addr{}
 	luids := map[winipcfg.LUID]int{}
 	for _, a := range adapters {
-		if a.OperStatus != winipcfg.IfOperStatusUp || !physical(a.IfType) {
+		if a.OperStatus != winipcfg.IfOperStatusUp || !hardware(a.IfType) {
 			continue
 		}
-		l := link{Name: a.FriendlyName(), Index: int(max(a.IfIndex, a.IPv6IfIndex))}
+		l := physical.Link{Name: a.FriendlyName(), Index: int(max(a.IfIndex, a.IPv6IfIndex))}
 		for u := a.FirstUnicastAddress; u != nil; u = u.Next {
 			if ip, ok := netip.AddrFromSlice(u.Address.IP()); ok {
 				l.Addrs = append(l.Addrs, netip.PrefixFrom(ip.Unmap(), int(u.OnLinkPrefixLength)))
@@ -144,8 +146,8 @@ func scan() (n network, dns map[string][]netip.Addr, err error) {
 	return n, dns, err
 }
 
-// physical leaves out loopback and every kind of tunnel, ours and others'.
-func physical(t winipcfg.IfType) bool {
+// hardware leaves out loopback and every kind of tunnel, ours and others'.
+func hardware(t winipcfg.IfType) bool {
 	switch t {
 	case winipcfg.IfTypeEthernetCSMACD, winipcfg.IfTypeIEEE80211, winipcfg.IfTypeWwanpp, winipcfg.IfTypeWwanpp2:
 		return true

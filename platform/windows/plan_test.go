@@ -76,55 +76,11 @@ func TestPlanTUN(t *testing.T) {
 	golden(t, "tun", lines(planTUN(platform.TUNConfig{Name: "atlantic0", MTU: 1500, Addr4: addr4, Addr6: addr6})))
 }
 
-func TestHalves(t *testing.T) {
-	for in, want := range map[string]string{
-		"0.0.0.0/0": "[0.0.0.0/1 128.0.0.0/1]", "::/0": "[::/1 8000::/1]",
-		"192.168.1.0/24": "[192.168.1.0/25 192.168.1.128/25]", "10.0.0.2/31": "[10.0.0.2/32 10.0.0.3/32]",
-		"10.0.0.2/32": "[10.0.0.2/32]", "192.168.1.7/24": "[192.168.1.0/25 192.168.1.128/25]",
-	} {
-		if got := fmt.Sprint(halves(netip.MustParsePrefix(in))); got != want {
-			t.Errorf("halves of %s: %s, want %s", in, got, want)
-		}
-	}
-}
-
 // IP_UNICAST_IF takes the index in network byte order, in the upper bytes.
 func TestUnicastIF(t *testing.T) {
 	for index, want := range map[int]int32{6: 0x06000000, 0x0102: 0x02010000, 0x80: -0x80000000} {
 		if got := unicastIF(index); got != int(want) {
 			t.Errorf("index %#x: %#x, want %#x", index, got, want)
 		}
-	}
-}
-
-func TestVia(t *testing.T) {
-	p := netip.MustParsePrefix
-	n := network{
-		Links: []link{
-			{"Ethernet", 6, []netip.Prefix{p("192.168.1.20/24"), p("2001:db8::5/64")}},
-			{"Wi-Fi", 7, []netip.Prefix{p("10.0.0.5/8"), p("172.16.4.2/22"), p("203.0.113.4/24")}},
-		},
-		Default4: 7, Default6: 6,
-	}
-	for in, want := range map[string]int{
-		"tcp4 8.8.8.8:53": 7, "tcp4 192.168.1.1:80": 6, "tcp6 [2606::1]:443": 6, "udp4 0.0.0.0:0": 7, "udp6 [::]:0": 6,
-		"tcp4 127.0.0.1:1": -1, "tcp6 [::1]:1": -1,
-	} {
-		var network, address string
-		fmt.Sscan(in, &network, &address)
-		got := -1
-		if a, loopback := destination(address); !loopback {
-			got = n.via(a, network[3] == '6')
-		}
-		if got != want {
-			t.Errorf("%s leaves by %d, want %d", in, got, want)
-		}
-	}
-	c := n.change(nil)
-	if got, want := fmt.Sprint(c.LAN), "[172.16.4.0/22 192.168.1.0/24]"; got != want {
-		t.Errorf("LAN %s, want %s: no public range, not all of 10/8", got, want)
-	}
-	if !c.Up || !c.Has4 || !c.Has6 || c.Interface != "Wi-Fi" {
-		t.Errorf("change %+v", c)
 	}
 }

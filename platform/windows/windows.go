@@ -23,6 +23,7 @@ import (
 	"strings"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
+	"github.com/atlanticproxy/atlanticproxy/platform/physical"
 )
 
 // facts are what plan must know about the machine.
@@ -109,16 +110,16 @@ func plan(cfg platform.NetConfig, f facts) []operation {
 		return !a.IsLinkLocalUnicast() && (cfg.Default4 && a.Is4() || cfg.Default6 && a.Is6())
 	}
 	if cfg.Default4 {
-		route(halves(netip.PrefixFrom(netip.IPv4Unspecified(), 0))...)
+		route(physical.Halves(netip.PrefixFrom(netip.IPv4Unspecified(), 0))...)
 	}
 	if cfg.Default6 {
-		route(halves(netip.PrefixFrom(netip.IPv6Unspecified(), 0))...)
+		route(physical.Halves(netip.PrefixFrom(netip.IPv6Unspecified(), 0))...)
 	}
 	for _, p := range f.LAN {
 		switch {
 		case !taken(p.Addr()):
 		case !cfg.LAN: // on-link routes would win: outbid them too
-			route(halves(p)...)
+			route(physical.Halves(p)...)
 		case len(cfg.DNS) > 0:
 			// A resolver inside the LAN would be asked directly. Its traffic
 			// enters the TUN; what is not DNS leaves again as LAN traffic does.
@@ -141,32 +142,4 @@ func plan(cfg platform.NetConfig, f facts) []operation {
 		}
 	}
 	return ops
-}
-
-// halves splits p in two; a single address stays whole.
-func halves(p netip.Prefix) []netip.Prefix {
-	p = p.Masked()
-	if p.IsSingleIP() {
-		return []netip.Prefix{p}
-	}
-	b := p.Addr().AsSlice()
-	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
-	upper, _ := netip.AddrFromSlice(b)
-	return []netip.Prefix{netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(upper, p.Bits()+1)}
-}
-
-// diff returns what to remove (last added first) and what to add to get from
-// have to want.
-func diff(have, want []operation) (remove, add []operation) {
-	for _, o := range slices.Backward(have) {
-		if !slices.ContainsFunc(want, o.equal) {
-			remove = append(remove, o)
-		}
-	}
-	for _, o := range want {
-		if !slices.ContainsFunc(have, o.equal) {
-			add = append(add, o)
-		}
-	}
-	return remove, add
 }
