@@ -37,7 +37,16 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 	defer h.open.Add(-1)
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{h: h, flow: f, app: app, dests: make(map[netip.AddrPort]*dest), names: make(map[upstream.NameAddr]*dest)}
-	first := h.decide(f, f.Target)
+	first := decision{target: f.Target}
+	if !h.isDNS(f.Inbound, f.Dst.Port()) {
+		var to net.Addr = flow.UDPAddrOf(f.Dst)
+		if f.Target.Name != "" {
+			to = upstream.NameAddr{Name: f.Target.Name, Port: f.Target.Port}
+		}
+		if e := s.dest(f.Dst, to); e != nil {
+			first = e.d
+		}
+	}
 	s.live = h.track(f, first, cancel)
 	if s.live.sum == nil {
 		s.live.sum = &h.viaBytes

@@ -280,6 +280,31 @@ func TestPacketsAfterHold(t *testing.T) {
 	}
 }
 
+// TestPacketsProcessOnce: who owns a socket is asked once for a destination,
+// and never for a query.
+func TestPacketsProcessOnce(t *testing.T) {
+	server, _ := udpServer(t, "s", "127.0.0.1:0")
+	set, err := rules.Compile([]rules.Rule{{Process: []string{"curl"}, Via: "block"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dns53 := netip.MustParseAddrPort("9.9.9.9:53")
+	for first, want := range map[netip.AddrPort]int32{server: 1, dns53: 0} {
+		var asked atomic.Int32
+		h := handler(t, func(o *Options) {
+			o.Rules, o.DNS = set, &dnsFake{}
+			o.Process = func(string, netip.AddrPort, netip.AddrPort) string { asked.Add(1); return "/bin/nc" }
+		})
+		a := newAppSocket()
+		carryPackets(t, h, udpFlow(first), a)
+		a.ask(t, "x", flow.UDPAddrOf(first))
+		a.ask(t, "y", flow.UDPAddrOf(first))
+		if n := asked.Load(); n != want {
+			t.Errorf("%v: asked %d times, want %d", first, n, want)
+		}
+	}
+}
+
 // TestPacketsLeavingProxy: a proxy that takes associations and drops them is
 // not asked for one with every datagram.
 func TestPacketsLeavingProxy(t *testing.T) {
