@@ -175,13 +175,21 @@ func isReadOnly(err error) bool {
 	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
 }
 
+// writable reports whether path can be replaced, as far as opening it for
+// writing tells.
 func writable(path string) bool {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return errors.Is(err, fs.ErrNotExist)
+	if err == nil {
+		f.Close()
 	}
-	f.Close()
-	return true
+	return replaceable(err)
+}
+
+// replaceable reads the error of opening a file for writing. EACCES says only
+// that the file is another user's (systemd-resolved's, for a service without
+// CAP_DAC_OVERRIDE), not that its place cannot be taken by rename.
+func replaceable(err error) bool {
+	return !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EPERM)
 }
 
 // watchResolvConf is an inotify file with an event for every change of the

@@ -295,3 +295,11 @@ func TestApplyToANewDevice(t *testing.T) {
 		}
 	}
 }
+
+func TestReplaceable(t *testing.T) {
+	for err, want := range map[error]bool{nil: true, unix.ENOENT: true, unix.EACCES: true, unix.EROFS: false, unix.EPERM: false} {
+		if got := replaceable(err); got != want {
+			t.Errorf("%v: %v, want %v", err, got, want)
+		}
+	}
+}
