@@ -34,7 +34,8 @@ func (j journal) load() ([]object, error) {
 	return objects, nil
 }
 
-// save replaces the journal, durably; no objects removes it.
+// save replaces the journal, whole; no objects removes it. It has to outlive the
+// process only: what it lists does not outlive the system either.
 func (j journal) save(objects []object) error {
 	if len(objects) == 0 {
 		if err := os.Remove(j.path); err != nil && !errors.Is(err, fs.ErrNotExist) {

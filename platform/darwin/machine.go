@@ -79,7 +79,12 @@ func (m *machine) move(ctx context.Context, want []object) error {
 		}
 		m.have = append(slices.Clone(m.have), o)
 	}
-	return m.journal.save(m.have)
+	// What is journalled is more than what is there; to undo it twice is
+	// harmless, so that a full disk does not keep the machine from being restored.
+	if err := m.journal.save(m.have); err != nil {
+		m.log.Warn("journal", "err", err)
+	}
+	return nil
 }
 
 // checkOutput finds the failures that the tools report with exit status 0:

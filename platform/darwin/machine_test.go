@@ -146,3 +146,25 @@ func TestCheckOutput(t *testing.T) {
 		}
 	}
 }
+
+// With a state directory that cannot be written any more, nothing new is made,
+// and what is there can be undone.
+func TestDownWithoutAJournal(t *testing.T) {
+	dir := t.TempDir() + "/state"
+	f := newFake(t, dir)
+	if err := f.m.set(context.Background(), plan(full(), home)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // nothing can be below it
+		t.Fatal(err)
+	}
+	if err := f.m.set(context.Background(), nil); err != nil || len(f.there) != 0 {
+		t.Errorf("down: %v, %d left", err, len(f.there))
+	}
+	if err := f.m.set(context.Background(), plan(full(), home)); err == nil || len(f.there) != 0 {
+		t.Errorf("up: %v, %d there; nothing may be made that is not journalled", err, len(f.there))
+	}
+}
