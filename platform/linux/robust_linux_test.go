@@ -303,3 +303,27 @@ func TestReplaceable(t *testing.T) {
 		}
 	}
 }
+
+// Fake addresses that are real ones here are told, whenever that comes about.
+func TestFakeRangeInTheLAN(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	h := newMachine(t).open(t)
+	cfg := everything()
+	cfg.Addr4 = netip.MustParsePrefix("10.64.0.1/12")
+	if _, err := h.OpenTUN(platform.TUNConfig{Name: cfg.TUN, MTU: cfg.MTU, Addr4: cfg.Addr4}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Apply(context.Background(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if w := h.Warnings(); len(w) != 0 {
+		t.Errorf("warnings: %q", w)
+	}
+	run(t, "ip", "addr", "add", "10.70.1.2/24", "dev", "eth0")
+	waitFor(t, "a warning", func() bool {
+		w := h.Warnings()
+		return len(w) == 1 && strings.Contains(w[0], "10.70.1.0/24") && strings.Contains(w[0], "fake_range")
+	})
+}

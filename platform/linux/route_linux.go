@@ -37,6 +37,11 @@ func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
 	if f.LAN, err = attachedSubnets(cfg.TUN); err != nil {
 		return f, fmt.Errorf("list the attached subnets: %w", err)
 	}
+	for _, p := range f.LAN {
+		if p.Overlaps(cfg.Addr4) {
+			h.lack(fmt.Sprintf("this machine's network %s and the fake addresses in %s are in each other's way; choose another [dns] fake_range", p, cfg.Addr4.Masked()))
+		}
+	}
 	if len(cfg.DNS) > 0 {
 		f.DNS = h.dnsInForce()
 		if f.DNS == dnsNone {
