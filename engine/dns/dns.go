@@ -43,6 +43,7 @@ const (
 	packetIdle     = 20 * time.Second
 	streamParallel = 32
 	packetParallel = 256
+	maxQueryBytes  = 4096 // over UDP; each socket holds a buffer of it
 	saveDelay      = 5 * time.Second
 	maxNames       = 100_000 // in the fake map
 	maxRemembered  = 50_000  // addresses in real mode

@@ -23,7 +23,7 @@ func (s *Server) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketC
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { app.Close() })()
 	slots := make(chan struct{}, packetParallel)
-	buf := make([]byte, dns.MaxMsgSize)
+	buf := make([]byte, maxQueryBytes)
 	for {
 		_ = app.SetReadDeadline(time.Now().Add(packetIdle))
 		n, server, err := app.ReadFrom(buf)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -16,19 +17,35 @@ const queryTimeout = 10 * time.Second
 func gone(err error) bool { return errors.Is(err, net.ErrClosed) }
 
 // dnsOnly is an app's socket as DNS sees it: datagrams to other ports go to
-// other on the way.
+// other on the way. Once there was one, the socket lives as long as extend says
+// (which moves the deadline), not only as long as there are queries, and has a
+// buffer that is long enough for any datagram.
 type dnsOnly struct {
 	net.PacketConn
-	other func(p []byte, to net.Addr)
+	other  func(p []byte, to net.Addr)
+	extend func() bool
+	buf    []byte // nil until there was another; used by the one reader
 }
 
 func (c *dnsOnly) ReadFrom(p []byte) (int, net.Addr, error) {
 	for {
-		n, to, err := c.PacketConn.ReadFrom(p)
-		if err != nil || flow.AddrPortOf(to).Port() == 53 {
-			return n, to, err
+		b := p
+		if c.buf != nil {
+			b = c.buf
 		}
-		c.other(p[:n], to)
+		n, to, err := c.PacketConn.ReadFrom(b)
+		if c.buf != nil && errors.Is(err, os.ErrDeadlineExceeded) && c.extend() {
+			continue
+		}
+		if err != nil || flow.AddrPortOf(to).Port() == 53 {
+			return copy(p, b[:n]), to, err
+		}
+		if n < len(b) { // else it may have been cut
+			c.other(b[:n], to)
+		}
+		if c.buf == nil {
+			c.buf = make([]byte, datagramBytes)
+		}
 	}
 }
 

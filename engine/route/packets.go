@@ -55,7 +55,9 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 	// Closing app ends the loop below.
 	stop := context.AfterFunc(ctx, func() { _ = app.Close() })
 	if h.isDNS(f.Inbound, f.Dst.Port()) {
-		h.opts.DNS.HandlePackets(ctx, f, &dnsOnly{PacketConn: app, other: func(p []byte, to net.Addr) { s.send(ctx, p, to) }})
+		h.opts.DNS.HandlePackets(ctx, f, &dnsOnly{
+			PacketConn: app, other: func(p []byte, to net.Addr) { s.send(ctx, p, to) }, extend: s.extend,
+		})
 	} else {
 		s.run(ctx)
 	}

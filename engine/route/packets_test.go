@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -305,6 +306,31 @@ func TestPacketsProcessOnce(t *testing.T) {
 	}
 }
 
+// TestPacketsOutliveDNS: a socket that began with a query is not cut off when no
+// more queries come, and carries datagrams of any length.
+func TestPacketsOutliveDNS(t *testing.T) {
+	server, _ := udpServer(t, "s", "127.0.0.1:0")
+	dns53 := netip.MustParseAddrPort("9.9.9.9:53")
+	h := handler(t, func(o *Options) { o.DNS = &dnsFake{idle: 300 * time.Millisecond} })
+	a := newAppSocket()
+	carryPackets(t, h, udpFlow(dns53), a)
+	a.ask(t, "q", flow.UDPAddrOf(dns53))
+	a.ask(t, "x", flow.UDPAddrOf(server))
+	time.Sleep(500 * time.Millisecond)
+	select {
+	case <-a.closed:
+		t.Fatal("cut off for want of queries")
+	default:
+	}
+	long := strings.Repeat("y", 20000)
+	if d := a.ask(t, long, flow.UDPAddrOf(server)); d.data != "s:"+long {
+		t.Errorf("%d bytes came back", len(d.data))
+	}
+	if d := a.ask(t, "q", flow.UDPAddrOf(dns53)); d.data != "dns:q" {
+		t.Errorf("%+v", d)
+	}
+}
+
 // TestPacketsLeavingProxy: a proxy that takes associations and drops them is
 // not asked for one with every datagram.
 func TestPacketsLeavingProxy(t *testing.T) {
@@ -332,7 +358,10 @@ func TestPacketsLeavingProxy(t *testing.T) {
 }
 
 // dnsFake answers every datagram it is given.
-type dnsFake struct{ seen atomic.Int32 }
+type dnsFake struct {
+	seen atomic.Int32
+	idle time.Duration // 0: it waits for ever
+}
 
 func (d *dnsFake) HandleStream(_ context.Context, _ flow.Flow, p flow.Pending) {
 	p.Reject(flow.Refused)
@@ -342,6 +371,9 @@ func (d *dnsFake) HandlePackets(_ context.Context, _ flow.Flow, app net.PacketCo
 	defer app.Close()
 	b := make([]byte, 4096)
 	for {
+		if d.idle != 0 {
+			app.SetReadDeadline(time.Now().Add(d.idle))
+		}
 		n, to, err := app.ReadFrom(b)
 		if err != nil {
 			return
