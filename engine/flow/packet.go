@@ -13,3 +13,12 @@ type Refuser interface {
 	// goes on.
 	Refuse(dst netip.AddrPort)
 }
+
+// ReadWaiter is what the net.PacketConn given to Handler.HandlePackets may have
+// beside its methods, where it can be waited for without a buffer: a Handler
+// with thousands of idle sockets needs no memory for what may come.
+type ReadWaiter interface {
+	// WaitRead blocks until ReadFrom has a datagram. It fails as ReadFrom does
+	// when the deadline passes and when the socket is closed.
+	WaitRead() error
+}

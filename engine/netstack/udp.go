@@ -53,8 +53,9 @@ type udpSession struct {
 }
 
 var (
-	_ net.PacketConn = (*udpSession)(nil)
-	_ flow.Refuser   = (*udpSession)(nil)
+	_ net.PacketConn  = (*udpSession)(nil)
+	_ flow.Refuser    = (*udpSession)(nil)
+	_ flow.ReadWaiter = (*udpSession)(nil)
 )
 
 // packetUDP gives a datagram to its session, which it opens if there is none.
@@ -157,6 +158,27 @@ func (s *udpSession) ReadFrom(p []byte) (int, net.Addr, error) {
 		n, to, err := s.next(p)
 		if err != nil || to != nil {
 			return n, to, err
+		}
+		if err := s.WaitRead(); err != nil {
+			return 0, nil, err
+		}
+	}
+}
+
+// WaitRead implements flow.ReadWaiter.
+func (s *udpSession) WaitRead() error {
+	for {
+		if expired(s.read.wait()) {
+			return os.ErrDeadlineExceeded
+		}
+		s.mu.Lock()
+		closed, some := s.closed, s.in.len() > 0
+		s.mu.Unlock()
+		switch {
+		case closed:
+			return net.ErrClosed
+		case some:
+			return nil
 		}
 		select {
 		case <-s.ready:

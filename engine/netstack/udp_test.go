@@ -88,11 +88,18 @@ func TestUDPDeadlineAndIdle(t *testing.T) {
 		k.giveUDP(q, 2, 443, "")
 		other := <-conns
 		b := make([]byte, 1)
+		wait := dns.(flow.ReadWaiter).WaitRead
+		if err := errors.Join(wait(), wait()); err != nil { // what it waits for stays there
+			t.Errorf("wait for a datagram that is there: %v", err)
+		}
 		dns.ReadFrom(b)
 		start := time.Now()
 		dns.SetReadDeadline(start.Add(time.Second))
 		if _, _, err := dns.ReadFrom(b); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		if err := wait(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("wait past the deadline: %v", err)
 		}
 		moved := make(chan error)
 		dns.SetReadDeadline(time.Now().Add(time.Second))
@@ -108,6 +115,9 @@ func TestUDPDeadlineAndIdle(t *testing.T) {
 		k.expireUDP(k.now())
 		if !expired(dns.(*udpSession).done) || expired(other.(*udpSession).done) {
 			t.Error("want the DNS session ended and the other not")
+		}
+		if err := wait(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("wait for a closed session: %v", err)
 		}
 		time.Sleep(idleUDP)
 		k.expireUDP(k.now())

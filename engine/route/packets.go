@@ -96,12 +96,10 @@ type dest struct {
 
 // run reads what the app sends until the session is idle or app is closed.
 func (s *session) run(ctx context.Context) {
-	b := s.h.datagrams.Get().(*[datagramBytes]byte)
-	defer s.h.datagrams.Put(b)
 	s.touch()
 	_ = s.app.SetReadDeadline(time.Now().Add(udpIdle))
 	for {
-		n, to, err := s.app.ReadFrom(b[:])
+		err := s.next(ctx)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if ctx.Err() != nil || !s.extend() {
@@ -111,8 +109,24 @@ func (s *session) run(ctx context.Context) {
 		case err != nil:
 			return
 		}
+	}
+}
+
+// next reads one datagram and sends it. It holds no buffer before there is one,
+// where app can be waited for.
+func (s *session) next(ctx context.Context) error {
+	if w, ok := s.app.(flow.ReadWaiter); ok {
+		if err := w.WaitRead(); err != nil {
+			return err
+		}
+	}
+	b := s.h.datagrams.Get().(*[datagramBytes]byte)
+	defer s.h.datagrams.Put(b)
+	n, to, err := s.app.ReadFrom(b[:])
+	if err == nil {
 		s.send(ctx, b[:n], to)
 	}
+	return err
 }
 
 func (s *session) touch() { s.last.Store(time.Now().UnixNano()) }

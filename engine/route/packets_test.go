@@ -331,6 +331,54 @@ func TestPacketsOutliveDNS(t *testing.T) {
 	}
 }
 
+// patient is an appSocket that can be waited for.
+type patient struct {
+	*appSocket
+	next    chan datagram // handed over by WaitRead
+	readers atomic.Int32  // of ReadFrom, without a datagram
+}
+
+func (p *patient) WaitRead() error {
+	select {
+	case d := <-p.in:
+		p.next <- d
+		return nil
+	case <-p.closed:
+		return net.ErrClosed
+	}
+}
+
+func (p *patient) ReadFrom(b []byte) (int, net.Addr, error) {
+	select {
+	case d := <-p.next:
+		return copy(b, d.data), d.addr, nil
+	default:
+		p.readers.Add(1)
+		return p.appSocket.ReadFrom(b)
+	}
+}
+
+// TestPacketsWaitWithoutBuffer: a socket that can be waited for is read from
+// only when there is a datagram.
+func TestPacketsWaitWithoutBuffer(t *testing.T) {
+	server, _ := udpServer(t, "s", "127.0.0.1:0")
+	h := handler(t, nil)
+	p := &patient{appSocket: newAppSocket(), next: make(chan datagram, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); h.HandlePackets(ctx, udpFlow(server), p) }()
+	for range 3 {
+		if d := p.ask(t, "x", flow.UDPAddrOf(server)); d.data != "s:x" {
+			t.Errorf("%+v", d)
+		}
+	}
+	cancel()
+	wait(t, done)
+	if n := p.readers.Load(); n != 0 {
+		t.Errorf("%d reads without a datagram", n)
+	}
+}
+
 // TestPacketsLeavingProxy: a proxy that takes associations and drops them is
 // not asked for one with every datagram.
 func TestPacketsLeavingProxy(t *testing.T) {
