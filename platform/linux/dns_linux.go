@@ -24,6 +24,8 @@ const (
 )
 
 const (
+	resolvConfHead = "# Written by AtlanticProxy while it is on; it puts the former file back.\n"
+
 	maxResolvConf = 64 << 10 // bytes
 	maxServers    = 8
 )
@@ -95,7 +97,7 @@ func nameservers(content []byte) []netip.Addr {
 // the former one.
 func renderResolvConf(servers []netip.Addr, former []byte) []byte {
 	var b bytes.Buffer
-	b.WriteString("# Written by AtlanticProxy while it is on; it puts the former file back.\n")
+	b.WriteString(resolvConfHead)
 	for _, s := range servers[:min(len(servers), maxServers)] {
 		b.WriteString("nameserver " + s.String() + "\n")
 	}
@@ -217,6 +219,16 @@ func (h *Host) retakeDNS(e entry) error {
 		return err
 	}
 	return h.journal.undone(e.Seq)
+}
+
+// lostResolvConf says that resolv.conf is the one we wrote while nothing tells
+// what it was: the journal was deleted, say. To be called when all is undone.
+func (h *Host) lostResolvConf() error {
+	s, err := snapshotFile(h.system.resolvConf)
+	if err != nil || s.Kind != kindFile || !bytes.HasPrefix(s.Content, []byte(resolvConfHead)) || h.dnsInForce() != dnsNone {
+		return nil
+	}
+	return fmt.Errorf("%s still names our resolver, and the journal that knew what it was is lost: write your own into it (`nameserver 192.168.1.1`, say), or have your network set up again", h.system.resolvConf)
 }
 
 // formerServers are the resolvers that the machine has without us. Loopback

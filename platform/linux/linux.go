@@ -139,6 +139,9 @@ func (h *Host) recover(dir string) error {
 		}
 		return fmt.Errorf("undo an earlier run: %w", err)
 	}
+	if err := h.lostResolvConf(); err != nil {
+		h.log.Warn("an earlier run cannot be undone completely", "error", err)
+	}
 	return nil
 }
 
@@ -175,7 +178,7 @@ func rescue(log *slog.Logger, opts platform.Options, sys system) error {
 			errs = append(errs, fmt.Errorf("undo %s: %w", e.Op, err))
 		}
 	}
-	errs = append(errs, h.sweep(), j.clear())
+	errs = append(errs, h.sweep(), j.clear(), h.lostResolvConf())
 	return errors.Join(errs...)
 }
 

@@ -148,10 +148,10 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 	m := newMachine(t)
 	before := m.snapshot()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-	cmd.Env = append(os.Environ(), crashEnv+"=22", crashDirEnv+"="+m.dir)
+	cmd.Env = append(os.Environ(), crashEnv+"=24", crashDirEnv+"="+m.dir)
 	_ = cmd.Run() // everything is made by then
-	if rules := run(t, "ip", "rule"); !strings.Contains(rules, "5330:") {
-		t.Fatalf("the crash left no rules:\n%s", rules)
+	if rules := run(t, "ip", "rule"); !strings.Contains(rules, "5330:") || !strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2") {
+		t.Fatalf("the crash came before everything was made:\n%s", rules)
 	}
 	path := filepath.Join(m.options().StateDir, journalName)
 	data, err := os.ReadFile(path)
@@ -173,6 +173,21 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 	}
 	equalState(t, "after rescue", m.snapshot(), before)
 	m.open(t).Close()
+
+	// Without any journal nobody knows what resolv.conf was; the user is told.
+	cmd = exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+	cmd.Env = append(os.Environ(), crashEnv+"=24", crashDirEnv+"="+m.dir)
+	_ = cmd.Run()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	ours := strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2")
+	if err := rescue(log, m.options(), m.sys); !ours || err == nil || !strings.Contains(err.Error(), "write your own into it") {
+		t.Errorf("rescue without a journal (resolv.conf ours: %v): %v", ours, err)
+	}
+	if rules := run(t, "ip", "rule"); strings.Contains(rules, "5330:") {
+		t.Errorf("rescue without a journal left rules:\n%s", rules)
+	}
 }
 
 func TestSecondInstanceIsRefused(t *testing.T) {
