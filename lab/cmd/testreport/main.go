@@ -5,8 +5,8 @@
 //
 //	go test -json ./... | testreport [-v]
 //
-// -v also prints each test as it ends, for long ones. The exit code is 1 if
-// anything failed.
+// -v also prints each test and its first level of subtests as they end. The exit
+// code is 1 if anything failed.
 package main
 
 import (
@@ -119,7 +119,7 @@ func (r *report) ofTest(e event) {
 		return
 	}
 	delete(r.output, n)
-	if r.verbose && !strings.Contains(e.Test, "/") {
+	if r.verbose && strings.Count(e.Test, "/") < 2 {
 		fmt.Fprintf(r.out, "%-4s  %s  %.1fs\n", e.Action, e.Test, e.Elapsed)
 	}
 }
