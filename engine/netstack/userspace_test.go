@@ -198,7 +198,7 @@ func exchange(c flow.StreamConn, out []byte) ([]byte, error) {
 }
 
 func TestUserspaceTCPCarriesBytesBothWays(t *testing.T) {
-	up, down := randomBytes(1, 8<<20), randomBytes(2, 8<<20)
+	up, down := randomBytes(1, 8<<20/slower), randomBytes(2, 8<<20/slower)
 	for _, to := range []netip.AddrPort{target4, target6} {
 		t.Run(to.String(), func(t *testing.T) {
 			got := make(chan []byte, 1)
