@@ -48,10 +48,10 @@ func (h *Handler) relay(ctx context.Context, l *live, app, up flow.StreamConn) {
 		h.oneWay(&pump{h: h, dst: up, src: app, half: &half, count: l.countUp})
 	}()
 	h.oneWay(&pump{h: h, dst: app, src: up, half: &half, count: func(n int) {
-		l.countDown(n)
 		if l.firstByte.Load() == 0 {
 			h.cameBack(l)
 		}
+		l.countDown(n)
 	}})
 	wg.Wait()
 	_ = app.Close()
