@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,15 @@ import (
 var (
 	addr6    = netip.MustParsePrefix("fd61:746c:616e:7469::1/64")
 	dnsAddr6 = netip.MustParseAddr("fd61:746c:616e:7469::2")
-	mtuAuto  = 1500 // bytes; segmentation offload makes the real packets 64 KiB
+)
+
+// What "auto" means as the TUN's MTU, in bytes. The kernel path ends TCP on this
+// machine, so its segments may be as large as a packet can be: against 1500, 8
+// downloads at once took a fifth less processor time a byte (2026-11-22). What
+// leaves the machine has the uplink's MTU either way.
+const (
+	mtuKernel    = 65535
+	mtuUserspace = 1500
 )
 
 // pipeline is everything that runs only while the engine does: the TUN and its
@@ -82,10 +91,6 @@ func (e *Engine) openPipeline(ctx context.Context) (_ *pipeline, err error) {
 func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
 	cfg := e.opt.Config
 	p.addr4 = netip.PrefixFrom(cfg.DNS.FakeRange.Masked().Addr().Next(), cfg.DNS.FakeRange.Bits())
-	p.mtu = cfg.TUN.MTU
-	if p.mtu == 0 {
-		p.mtu = mtuAuto
-	}
 	err := e.openStack(ctx, run, p, cfg.TUN.Stack)
 	if errors.Is(err, errProbe) && cfg.TUN.Stack == "auto" {
 		p.warning = "this machine's firewall drops what comes in by " + cfg.TUN.Name + ", so the slower userspace path is used; let it in for full speed"
@@ -112,6 +117,7 @@ func (e *Engine) openStack(ctx, run context.Context, p *pipeline, path string) (
 	if path == "userspace" {
 		queues = 1
 	}
+	p.mtu = cmp.Or(e.opt.Config.TUN.MTU, mtuUserspace)
 	p.dev, err = e.opt.Host.OpenTUN(platform.TUNConfig{
 		Name: e.opt.Config.TUN.Name, MTU: p.mtu, Queues: queues, Addr4: p.addr4, Addr6: addr6,
 	})
@@ -120,6 +126,9 @@ func (e *Engine) openStack(ctx, run context.Context, p *pipeline, path string) (
 	}
 	if p.name, err = p.dev.Name(); err != nil {
 		return fmt.Errorf("name of the TUN: %w", err)
+	}
+	if _, raw := p.dev.(platform.MultiQueue); raw && path != "userspace" {
+		p.mtu = cmp.Or(e.opt.Config.TUN.MTU, mtuKernel) // Apply sets it
 	}
 	if p.stack, err = netstack.New(netstack.Options{
 		Device: p.dev, Stack: path, Addr4: p.addr4, Addr6: addr6, MTU: p.mtu,
