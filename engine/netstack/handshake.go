@@ -16,7 +16,7 @@ import (
 const (
 	maxPending   = 8192            // handshakes held at a time; more are refused
 	maxPendingTo = maxPending / 4  // of them, to one destination: a flood leaves room for others
-	acceptWithin = 5 * time.Second // for the handshake between our kernel and the app, once accepted
+	acceptWithin = 15 * time.Second // for the handshake between our kernel and the app, once accepted: three lost SYNs or ACKs (RFC 6298)
 )
 
 // tcpAsked is a new flow waiting for the handler's word; it is the handler's

@@ -3,4 +3,4 @@
 package netstack
 
 // slower is how much the race detector slows gVisor down.
-const slower = 1
+const slower = 4
