@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	maxPending   = 8192            // handshakes held at a time; more are refused
-	maxPendingTo = maxPending / 4  // of them, to one destination: a flood leaves room for others
+	maxPending   = 8192             // handshakes held at a time; more are refused
+	maxPendingTo = maxPending / 4   // of them, to one destination: a flood leaves room for others
 	acceptWithin = 15 * time.Second // for the handshake between our kernel and the app, once accepted: three lost SYNs or ACKs (RFC 6298)
 )
 
