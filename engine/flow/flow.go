@@ -158,7 +158,7 @@ func (r Reason) String() string {
 type Pending interface {
 	// Accept completes the handshake with the app and returns the connection,
 	// which the caller then owns. It blocks until the app's side is
-	// established, at most a few seconds; it fails if the app has gone away.
+	// established, at most 15 seconds; it fails if the app has gone away.
 	Accept() (StreamConn, error)
 	// Reject refuses the app in the way its protocol has (RST for TCP in the
 	// TUN, unless reason is better told by ICMP).
