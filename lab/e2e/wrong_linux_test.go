@@ -149,7 +149,8 @@ func TestWrongUpstream(t *testing.T) {
 		{"a web server", "http://" + web, 0, []string{"CONNECT answered", "web server, not a proxy"}},
 		{"a web server as SOCKS5", "socks5://" + web, 0, []string{"SOCKS5 handshake: connected, but no complete answer", "this is not a proxy's port"}},
 		{"a web server as HTTPS", "https://" + web, 0, []string{"it speaks plain HTTP: use http:// instead of https://"}},
-		{"hangs up", "http://user:right@203.0.113.10:3128", proxy.Hangup, []string{"closed the connection before it answered"}},
+		// A FIN or, if our request has reached it before, an RST: "closed" or "reset".
+		{"hangs up", "http://user:right@203.0.113.10:3128", proxy.Hangup, []string{"CONNECT: the proxy", "the connection", "check that scheme and port are right"}},
 		{"HTTP as SOCKS5", "socks5://203.0.113.10:3128", 0, []string{"SOCKS5 handshake: connected, but no complete answer", "this is not a proxy's port"}},
 		{"silent", "socks5://203.0.113.12:3128", proxy.Silent, []string{"connected, but no complete answer", "this is not a proxy's port"}},
 		{"silent in TLS", "https://203.0.113.11:3128", proxy.Silent, []string{"connected, but no answer", "it may not speak TLS"}},
