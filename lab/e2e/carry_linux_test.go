@@ -111,6 +111,9 @@ func carry(t *testing.T, w way, stack string) {
 	if st.TUN.Path != stack {
 		t.Errorf("path is %q", st.TUN.Path)
 	}
+	if !st.TUN.IPv6 {
+		t.Error("status says that the TUN has no IPv6")
+	}
 
 	for _, c := range []struct {
 		name string

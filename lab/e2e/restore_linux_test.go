@@ -237,7 +237,9 @@ func TestWithoutIPv6(t *testing.T) {
 	before := record(t, l)
 	for _, stack := range []string{"kernel", "userspace"} {
 		s := start(t, l, upstreamToml(t, l)+fmt.Sprintf("[tun]\nstack = %q\n", stack), "--up")
-		s.await(api.On)
+		if st := s.await(api.On); st.TUN.IPv6 {
+			t.Error("status says that the TUN has IPv6")
+		}
 		works(t, l)
 		refusals(t, l, "closed.test:443")
 		s.stop()
