@@ -80,7 +80,7 @@ type Handler struct {
 	total, refused, blocked atomic.Uint64
 	udpBlocked, reused      atomic.Uint64
 	viaBytes, directBytes   traffic
-	added, firstByte        histogram
+	added, firstByte        flow.Histogram
 	live                    sync.Map // uint64 ID → *live
 	errs                    lastErrors
 	chunks, datagrams       sync.Pool // *[chunkBytes]byte, *[datagramBytes]byte
@@ -114,7 +114,7 @@ func (h *Handler) Counters() Counters {
 // measured: added is from a flow's arrival to the start of its dial, firstByte
 // to the first byte that came back.
 func (h *Handler) Latency() (added, firstByte [3]float64) {
-	return h.added.percentiles(), h.firstByte.percentiles()
+	return h.added.Percentiles(), h.firstByte.Percentiles()
 }
 
 // LastError says why the last failed flow to host failed, "" if none is
@@ -156,7 +156,7 @@ func (h *Handler) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending)
 // dial connects to the flow's target; on failure it has refused the app and
 // returns nil.
 func (h *Handler) dial(ctx context.Context, l *live, p flow.Pending) flow.StreamConn {
-	h.added.add(time.Since(l.flow.Start))
+	h.added.Add(time.Since(l.flow.Start))
 	var tr upstream.Trace
 	c, err := l.u.DialStream(upstream.WithTrace(ctx, &tr), l.flow.Target, nil)
 	l.trace.Store(&tr)

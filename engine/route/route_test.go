@@ -410,35 +410,6 @@ func TestAppGoneClosesUpstream(t *testing.T) {
 	}
 }
 
-func TestHistogram(t *testing.T) {
-	var h histogram
-	if h.percentiles() != [3]float64{} {
-		t.Error("not zero at first")
-	}
-	for i := 1; i <= 1000; i++ {
-		h.add(time.Duration(i) * 10 * time.Microsecond)
-	}
-	got := h.percentiles()
-	for i, want := range []float64{5, 9.5, 9.9} {
-		if got[i] < want*0.96 || got[i] > want*1.04 {
-			t.Errorf("percentile %d is %v, want about %v", i, got[i], want)
-		}
-	}
-	last := -1
-	for us := uint64(0); us < 1<<40; us = us + us/7 + 1 {
-		b := bucketOf(us)
-		if b < last || b >= len(h.buckets) {
-			t.Fatalf("%d µs in bucket %d after %d", us, b, last)
-		}
-		last = b
-		if m := middleOf(b); us < 1<<31 && (m < float64(us)*0.95-1 || m > float64(us)*1.05+1) {
-			t.Fatalf("%d µs in a bucket around %v", us, m)
-		}
-	}
-	h.add(-time.Second)
-	h.add(1 << 62)
-}
-
 func TestLastErrorsBounded(t *testing.T) {
 	var e lastErrors
 	for i := range 3 * maxErrors {

@@ -73,7 +73,7 @@ func (l *live) countDown(n int) {
 func (h *Handler) cameBack(l *live) {
 	took := max(time.Since(l.flow.Start), 1)
 	if l.firstByte.CompareAndSwap(0, int64(took)) {
-		h.firstByte.add(took)
+		h.firstByte.Add(took)
 	}
 }
 

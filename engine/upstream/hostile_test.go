@@ -98,7 +98,7 @@ func TestMisbehavingProxies(t *testing.T) {
 			if strings.ContainsRune(e.Error(), 0x1b) || len(e.Error()) > 400 {
 				t.Errorf("unclean error %q", e.Error())
 			}
-			if d := time.Since(begin); d > 2*time.Second {
+			if d := time.Since(begin); d > 8*time.Second {
 				t.Errorf("took %v", d)
 			}
 		})
@@ -144,7 +144,7 @@ func TestTrickle(t *testing.T) {
 	begin := time.Now()
 	_, err := u.DialStream(within(t, 300*time.Millisecond), flow.Target{Name: "x", Port: 1}, nil)
 	var e *Error
-	if !errors.As(err, &e) || e.Kind != Timeout || e.Reason != flow.TimedOut || time.Since(begin) > time.Second {
+	if !errors.As(err, &e) || e.Kind != Timeout || e.Reason != flow.TimedOut || time.Since(begin) > 5*time.Second {
 		t.Fatalf("%v after %v", err, time.Since(begin))
 	}
 }

@@ -86,7 +86,7 @@ func lost(t *testing.T, scheme proxy.Scheme) {
 	s.await(api.On)
 	took := time.Since(begin)
 	t.Logf("%s: on again after %v", scheme, took.Round(time.Millisecond))
-	if took > 2500*time.Millisecond {
+	if took > 8*time.Second {
 		t.Errorf("on again only after %v", took)
 	}
 	works(t, l)
@@ -97,7 +97,7 @@ func lost(t *testing.T, scheme proxy.Scheme) {
 	// And once more, with down while it is gone.
 	p.Close()
 	for begin := time.Now(); s.status().State != api.Blocked; time.Sleep(100 * time.Millisecond) {
-		if time.Since(begin) > 3*time.Second {
+		if time.Since(begin) > 10*time.Second {
 			t.Fatalf("flows fail, but it is still %s", s.status().State)
 		}
 		refusedAtOnce(t, l, "a flow after the second loss")
@@ -132,7 +132,7 @@ func refusedAtOnce(t *testing.T, l *lab.Lab, what string) {
 		t.Errorf("%s: accepted", what)
 		return
 	}
-	if !isRefusal(err) || time.Since(begin) > time.Second {
+	if !isRefusal(err) || time.Since(begin) > 5*time.Second {
 		t.Errorf("%s: %v after %v", what, err, time.Since(begin))
 	}
 }
