@@ -9,10 +9,15 @@ import (
 // Trace receives what the phases of one DialStream took. It is complete when
 // DialStream returns; a phase that did not happen stays zero.
 type Trace struct {
-	Dial    time.Duration // name resolution and TCP to the upstream (to the target if direct)
-	TLS     time.Duration
-	Connect time.Duration // the proxy handshake
-	Reused  bool          // no TCP or TLS handshake was needed
+	Pick     time.Duration // the choice of an endpoint
+	Wait     time.Duration // for a warm connection or a session that was being made
+	Dial     time.Duration // name resolution and TCP to the upstream (to the target if direct)
+	TLS      time.Duration
+	Connect  time.Duration // the proxy handshake; zero if the flow did not wait for it
+	Reused   bool          // the flow did not wait for a TCP or TLS handshake of its own
+	Warm     bool          // it was given a connection of the pool
+	Early    bool          // the client's first bytes left before the proxy had answered
+	Endpoint string        // who carries it, for people: the upstream's name, or a group's member
 }
 
 type traceKey struct{}
@@ -32,12 +37,16 @@ func traceOf(ctx context.Context) *Trace {
 
 // Stats is how an upstream has done since New.
 type Stats struct {
-	RTT      time.Duration // TCP connect time of the last set-up; 0 if there was none
-	Failures int           // in a row, now; only the upstream's own, see Error.FromUpstream
-	Error    string        // of the last failure, "" once a flow succeeded
-	Flows    uint64        // set up
-	Reused   uint64        // of these without a new TCP or TLS handshake
-	UDPBogus uint64        // datagrams dropped because they did not come from the relay or were malformed
+	RTT       time.Duration // TCP connect time of the last set-up; 0 if there was none
+	Failures  int           // in a row, now; only the upstream's own, see Error.FromUpstream
+	Error     string        // of the last failure, "" once a flow succeeded
+	Flows     uint64        // set up
+	Reused    uint64        // of these without a new TCP or TLS handshake in their path
+	Warm      int           // connections in the pool now
+	WarmHits  uint64        // flows that were given one
+	EarlyHits uint64        // flows whose first bytes left before the proxy had answered
+	Sessions  int           // of HTTP/2, now
+	UDPBogus  uint64        // datagrams dropped because they did not come from the relay or were malformed
 }
 
 type counters struct {
@@ -46,16 +55,22 @@ type counters struct {
 	err      atomic.Pointer[string]
 	flows    atomic.Uint64
 	reused   atomic.Uint64
+	warm     atomic.Int64
+	warmHits atomic.Uint64
+	early    atomic.Uint64
 	udpBogus atomic.Uint64
 }
 
 func (c *counters) snapshot() Stats {
 	s := Stats{
-		RTT:      time.Duration(c.rtt.Load()),
-		Failures: int(c.failures.Load()),
-		Flows:    c.flows.Load(),
-		Reused:   c.reused.Load(),
-		UDPBogus: c.udpBogus.Load(),
+		RTT:       time.Duration(c.rtt.Load()),
+		Failures:  int(c.failures.Load()),
+		Flows:     c.flows.Load(),
+		Reused:    c.reused.Load(),
+		Warm:      int(c.warm.Load()),
+		WarmHits:  c.warmHits.Load(),
+		EarlyHits: c.early.Load(),
+		UDPBogus:  c.udpBogus.Load(),
 	}
 	if p := c.err.Load(); p != nil {
 		s.Error = *p

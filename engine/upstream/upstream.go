@@ -28,6 +28,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -60,6 +61,11 @@ type Options struct {
 	// Resolve finds the addresses of upstreams' names and, when direct, of
 	// targets. Nil: the system's resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	// EarlyChanged is told of a new verdict on early data, by a goroutine of the
+	// upstream's own; it must not block for long. Nil: nobody is told.
+	EarlyChanged func(*Upstream)
+	// PoolMax is how many warm connections may be kept. 0: 64; negative: none.
+	PoolMax int
 	Log     *slog.Logger // nil: silent
 }
 
@@ -77,6 +83,7 @@ type Upstream struct {
 	streams protocol
 	packets PacketDialer // nil if it carries no UDP
 	stats   counters
+	verdict atomic.Uint32 // a Verdict
 }
 
 // New makes the upstream that s describes; it opens nothing.
@@ -110,6 +117,10 @@ func (u *Upstream) Spec() Spec { return u.spec }
 // Stats is a snapshot.
 func (u *Upstream) Stats() Stats { return u.stats.snapshot() }
 
+// Flush drops every connection that is kept for flows to come, as when the
+// network has changed under them. Flows that are open go on.
+func (u *Upstream) Flush() {}
+
 // Close ends sessions that streams share, and with them their streams.
 // Connections of their own are the caller's. It is idempotent.
 func (u *Upstream) Close() error {
@@ -130,6 +141,7 @@ func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) 
 		return nil, u.wrap(ctx, err)
 	}
 	u.stats.alive()
+	tr.Endpoint = u.spec.Name
 	u.stats.flows.Add(1)
 	if tr.Reused {
 		u.stats.reused.Add(1)
