@@ -51,14 +51,15 @@ func (e *Engine) publish() {
 func (e *Engine) Status() api.Status {
 	s := e.snap.Load()
 	c := e.flows.Counters()
-	added, first := e.flows.Latency()
+	l := e.flows.Latency()
 	st := api.Status{
 		Schema:   api.Schema,
 		State:    s.state,
 		Since:    s.since,
 		Upstream: describe(e.ups.current()),
-		Latency:  api.Latency{Added: percentiles(added), FirstByte: percentiles(first)},
-		Flows:    api.Flows{Open: c.Open, Total: c.Total, Refused: c.Refused, Blocked: c.Blocked},
+		Latency:  latency(l),
+		Flows: api.Flows{Open: c.Open, Total: c.Total, Refused: c.Refused, Blocked: c.Blocked,
+			Reused: c.Reused, Warm: c.Warm, Early: c.Early},
 		Bytes:    api.Bytes{Up: c.Up, Down: c.Down, DirectUp: c.DirectUp, DirectDown: c.DirectDown},
 		UDP:      api.UDP{Blocked: c.UDPBlocked},
 		Protect:  api.Protect{KillSwitch: e.opt.Config.Protect.KillSwitch, Blocking: s.blocking},
@@ -90,7 +91,17 @@ func (e *Engine) warnings(s *snapshot) []string {
 	return all
 }
 
-func percentiles(p [3]float64) api.Percentiles {
+func latency(l route.Latency) api.Latency {
+	return api.Latency{
+		Added: percentiles(l.Added), FirstByte: percentiles(l.FirstByte),
+		Phases: api.LatencyPhases{
+			Rules: percentiles(l.Rules), Pick: percentiles(l.Pick), Wait: percentiles(l.Wait),
+			Dial: percentiles(l.Dial), TLS: percentiles(l.TLS), Connect: percentiles(l.Connect),
+		},
+	}
+}
+
+func percentiles(p route.Percentiles) api.Percentiles {
 	return api.Percentiles{P50: p[0], P95: p[1], P99: p[2]}
 }
 
@@ -124,10 +135,14 @@ func flowOf(i route.Info) api.Flow {
 	f := api.Flow{
 		ID: i.Flow.ID, Network: i.Flow.Network.String(), Inbound: i.Flow.Inbound.String(),
 		Source: i.Flow.Src.String(), Target: i.Flow.Target.String(), Process: i.Process,
-		Via: i.Via, Rule: i.Rule, Start: i.Flow.Start.UTC(), Up: i.Up, Down: i.Down, Reused: i.Trace.Reused,
+		Via: i.Via, Rule: i.Rule, Start: i.Flow.Start.UTC(), Up: i.Up, Down: i.Down,
+		Reused: i.Trace.Reused, Warm: i.Trace.Warm, Early: i.Trace.Early,
+	}
+	if i.Trace.Endpoint != i.Via {
+		f.Endpoint = i.Trace.Endpoint
 	}
 	f.Phases = api.Phases{
-		Rules: ms(i.Rules), Dial: ms(i.Trace.Dial), TLS: ms(i.Trace.TLS),
+		Rules: ms(i.Rules), Pick: ms(i.Trace.Pick), Wait: ms(i.Trace.Wait), Dial: ms(i.Trace.Dial), TLS: ms(i.Trace.TLS),
 		Connect: ms(i.Trace.Connect), FirstByte: ms(i.FirstByte),
 	}
 	return f

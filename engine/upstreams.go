@@ -177,6 +177,10 @@ func describe(u *upstream.Upstream) api.Upstream {
 		Name: spec.Name, Scheme: spec.Scheme, UDP: u.Packets() != nil,
 		RTTms:   float64(st.RTT) / float64(time.Millisecond),
 		Address: spec.Addr(), Failures: st.Failures, Flows: st.Flows,
+		Warm: st.Warm, WarmHits: st.WarmHits, EarlyHits: st.EarlyHits, Sessions: st.Sessions,
+	}
+	if spec.Scheme != "direct" {
+		a.EarlyData, a.Early = u.Early() == upstream.EarlyCarries, u.Early().String()
 	}
 	if st.Failures > 0 {
 		a.Error = st.Error

@@ -190,12 +190,21 @@ func (p *printer) statusLines(st api.Status, now time.Time) []styled {
 		add("latency", "first byte %s (p95 %s) · of which ours %s", millis(l.FirstByte.P50), millis(l.FirstByte.P95), millis(l.Added.P50))
 	}
 	if st.Flows.Total > 0 {
-		add("reuse", "%.0f %% of flows needed no new handshake", st.Reuse*100)
+		add("reuse", "%s", reuse(st))
 	}
 	if c := capture(st); c != "" {
 		add("capture", "%s", c)
 	}
 	return append(out, p.warnings(st)...)
+}
+
+// reuse says what the flows were spared.
+func reuse(st api.Status) string {
+	s := fmt.Sprintf("%.0f %% of flows needed no new handshake", st.Reuse*100)
+	if st.Flows.Early > 0 {
+		s += fmt.Sprintf(" · %d sent their first bytes with the request", st.Flows.Early)
+	}
+	return s
 }
 
 // capture says how traffic gets in.

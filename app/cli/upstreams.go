@@ -44,8 +44,22 @@ func (a *app) printUpstreams(ups api.Upstreams) {
 		if u.UDP {
 			udp = "yes"
 		}
-		rows = append(rows, []string{mark, u.Name, u.Scheme, u.Address, millis(u.RTTms), udp, strconv.FormatUint(u.Flows, 10), trouble})
+		rows = append(rows, []string{mark, u.Name, u.Scheme, u.Address, millis(u.RTTms), udp, earlyText(u.Early), strconv.Itoa(u.Warm),
+			strconv.FormatUint(u.Flows, 10), trouble})
 	}
-	a.out.table([]string{" ", "NAME", "SCHEME", "ADDRESS", "RTT", "UDP", "FLOWS", ""}, rows)
+	a.out.table([]string{" ", "NAME", "SCHEME", "ADDRESS", "RTT", "UDP", "EARLY DATA", "WARM", "FLOWS", ""}, rows)
 	a.out.line("%s", a.out.dim("chosen: "+ups.Choice+" · change it: atlantic use NAME|auto"))
+}
+
+// earlyText is a verdict on early data for people.
+func earlyText(verdict string) string {
+	switch verdict {
+	case "carries":
+		return "yes"
+	case "refuses":
+		return "no"
+	case "unknown":
+		return "untried"
+	}
+	return "–"
 }

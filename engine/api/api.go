@@ -56,13 +56,20 @@ type Upstream struct {
 	Name      string  `json:"name"`
 	Scheme    string  `json:"scheme"` // direct, http, https, socks5
 	Address   string  `json:"address,omitempty"`
-	RTTms     float64 `json:"rtt_ms"` // of the last connection set up to it; 0 if unknown
-	EarlyData bool    `json:"early_data"`
-	UDP       bool    `json:"udp"`
-	InUse     bool    `json:"in_use,omitempty"`
-	Failures  int     `json:"failures,omitempty"` // in a row, now
-	Error     string  `json:"error,omitempty"`    // of the last failure, while Failures > 0
-	Flows     uint64  `json:"flows,omitempty"`    // carried since the start
+	RTTms     float64 `json:"rtt_ms"`     // of the last connection set up to it; 0 if unknown
+	EarlyData bool    `json:"early_data"` // the app's first bytes leave before the proxy has answered
+	// Early is what is known about early data: "unknown" (no flow has tried it
+	// yet), "carries", "refuses"; "" where it does not apply (direct).
+	Early     string `json:"early,omitempty"`
+	UDP       bool   `json:"udp"`
+	InUse     bool   `json:"in_use,omitempty"`
+	Failures  int    `json:"failures,omitempty"` // in a row, now
+	Error     string `json:"error,omitempty"`    // of the last failure, while Failures > 0
+	Flows     uint64 `json:"flows,omitempty"`    // carried since the start
+	Warm      int    `json:"warm,omitempty"`     // connections made ahead that wait now
+	WarmHits  uint64 `json:"warm_hits,omitempty"`
+	EarlyHits uint64 `json:"early_hits,omitempty"`
+	Sessions  int    `json:"sessions,omitempty"` // of HTTP/2, now
 }
 
 // Percentiles in milliseconds; zero if nothing was measured.
@@ -78,6 +85,18 @@ type Latency struct {
 	Added Percentiles `json:"added"`
 	// FirstByte is from the app's request to the first byte back from the target.
 	FirstByte Percentiles `json:"first_byte"`
+	// Phases are the steps of a flow's set-up, each over the flows in whose
+	// path it was.
+	Phases LatencyPhases `json:"phases"`
+}
+
+type LatencyPhases struct {
+	Rules   Percentiles `json:"rules"`
+	Pick    Percentiles `json:"pick"`    // the choice of an endpoint, where there are several
+	Wait    Percentiles `json:"wait"`    // for a connection that was being made ahead
+	Dial    Percentiles `json:"dial"`    // TCP to the upstream (or target, if direct)
+	TLS     Percentiles `json:"tls"`     // TLS to the upstream
+	Connect Percentiles `json:"connect"` // the proxy handshake
 }
 
 type Flows struct {
@@ -85,6 +104,9 @@ type Flows struct {
 	Total   uint64 `json:"total"`
 	Refused uint64 `json:"refused"` // the upstream or the target did not take them
 	Blocked uint64 `json:"blocked"` // by a rule, by the UDP policy or by state Blocked
+	Reused  uint64 `json:"reused"`  // without a new TCP or TLS handshake in their path
+	Warm    uint64 `json:"warm"`    // of these, on a connection that was made ahead
+	Early   uint64 `json:"early"`   // whose first bytes left together with the request to the proxy
 }
 
 // Bytes of payload, as apps see them.
@@ -154,12 +176,15 @@ type Flow struct {
 	Source   string    `json:"source"`
 	Target   string    `json:"target"` // host:port
 	Process  string    `json:"process,omitempty"`
-	Via      string    `json:"via"`  // upstream name, "direct"
-	Rule     string    `json:"rule"` // which rule decided
+	Via      string    `json:"via"`                // upstream name, "direct"
+	Endpoint string    `json:"endpoint,omitempty"` // of an upstream that has several
+	Rule     string    `json:"rule"`               // which rule decided
 	Start    time.Time `json:"start"`
 	Up       uint64    `json:"up"`
 	Down     uint64    `json:"down"`
 	Reused   bool      `json:"reused"`
+	Warm     bool      `json:"warm"`  // on a connection that was made ahead
+	Early    bool      `json:"early"` // its first bytes left before the proxy had answered
 	Phases   Phases    `json:"phases_ms"`
 	FirstErr string    `json:"error,omitempty"`
 }
@@ -168,6 +193,8 @@ type Flow struct {
 // not happen.
 type Phases struct {
 	Rules     float64 `json:"rules"`
+	Pick      float64 `json:"pick"`    // the choice of an endpoint
+	Wait      float64 `json:"wait"`    // for a connection that was being made ahead
 	Dial      float64 `json:"dial"`    // TCP to the upstream (or target, if direct)
 	TLS       float64 `json:"tls"`     // TLS to the upstream
 	Connect   float64 `json:"connect"` // the proxy handshake

@@ -47,10 +47,22 @@ func metricsText(st api.Status, ups api.Upstreams, watchers int64) string {
 	m.sample(float64(st.UDP.Blocked))
 	m.family("atlantic_reuse_ratio", "gauge", "Flows served without a new handshake to the upstream, 0 to 1.")
 	m.sample(st.Reuse)
+	m.family("atlantic_flows_reused_total", "counter", "Flows without a new TCP or TLS handshake in their path.")
+	m.sample(float64(st.Flows.Reused))
+	m.family("atlantic_flows_warm_total", "counter", "Flows on a connection that had been made ahead.")
+	m.sample(float64(st.Flows.Warm))
+	m.family("atlantic_flows_early_total", "counter", "Flows whose first bytes left before the proxy had answered.")
+	m.sample(float64(st.Flows.Early))
 
-	m.family("atlantic_latency_seconds", "gauge", "Percentiles of recent flows.")
+	m.family("atlantic_latency_seconds", "gauge", "Percentiles of all flows since the start, by phase.")
 	m.percentiles("added", st.Latency.Added)
 	m.percentiles("first_byte", st.Latency.FirstByte)
+	m.percentiles("rules", st.Latency.Phases.Rules)
+	m.percentiles("pick", st.Latency.Phases.Pick)
+	m.percentiles("wait", st.Latency.Phases.Wait)
+	m.percentiles("dial", st.Latency.Phases.Dial)
+	m.percentiles("tls", st.Latency.Phases.TLS)
+	m.percentiles("connect", st.Latency.Phases.Connect)
 
 	m.family("atlantic_upstream_rtt_seconds", "gauge", "Round trip of the last connection set up to the upstream.")
 	for _, u := range ups.Upstreams {
@@ -59,6 +71,14 @@ func metricsText(st api.Status, ups api.Upstreams, watchers int64) string {
 	m.family("atlantic_upstream_failures", "gauge", "Failures of the upstream in a row, now.")
 	for _, u := range ups.Upstreams {
 		m.sample(float64(u.Failures), "upstream", u.Name)
+	}
+	m.family("atlantic_upstream_warm", "gauge", "Connections to the upstream that were made ahead and wait.")
+	for _, u := range ups.Upstreams {
+		m.sample(float64(u.Warm), "upstream", u.Name)
+	}
+	m.family("atlantic_upstream_early_data", "gauge", "1 if the upstream carries early data.")
+	for _, u := range ups.Upstreams {
+		m.sample(bit(u.EarlyData), "upstream", u.Name)
 	}
 	m.family("atlantic_api_watchers", "gauge", "Clients of GET /v1/watch.")
 	m.sample(float64(watchers))

@@ -49,7 +49,7 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 	if packets == nil || len(s.paths) >= maxPaths {
 		return nil
 	}
-	s.h.added.Add(time.Since(s.flow.Start))
+	s.h.phases.added.Add(time.Since(s.flow.Start))
 	var tr upstream.Trace
 	conn, err := packets.DialPackets(upstream.WithTrace(ctx, &tr), e.d.target)
 	s.h.outcome(ctx, e.d.u, e.d.target.Host(), err)

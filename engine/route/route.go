@@ -3,12 +3,16 @@
 //
 //	Flow ─► decide ─┬─ block ──────────────────────────► Reject
 //	  fake → name   ├─ port 53 from the TUN ───────────► DNS
-//	  rules, LAN    └─ auto, via, direct ─► DialStream ─► Accept ─► relay
-//	                                        DialPackets ─► one association per
-//	                                                       path and app socket
+//	  rules, LAN    ├─ auto, via, direct ─► DialStream ─► Accept ─► relay
+//	                ├─ with early data ───► Accept ─► first bytes ─► DialStream ─► relay
+//	                └─ UDP ───────────────► DialPackets: one association per
+//	                                        path and app socket
 //
 // The upstream is dialled before the app's handshake is completed, so that a
-// dead target looks dead: the app sees a refusal, never silence.
+// dead target looks dead: the app sees a refusal, never silence. Where the
+// upstream carries early data the order is turned round, which saves a round
+// trip: the app is accepted, its first bytes leave together with the request
+// to the proxy, and a dead target looks like a connection that was reset.
 //
 // Where both ends of a stream are kernel sockets the bytes are spliced; see
 // relay.go. Counters are lock-free and live while a flow runs.
@@ -17,7 +21,6 @@
 package route
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -69,7 +72,9 @@ type Counters struct {
 	Up, Down             uint64 // payload bytes through upstreams
 	DirectUp, DirectDown uint64 // payload bytes straight to targets
 	UDPBlocked           uint64 // datagrams not sent because the upstream carries no UDP, or the policy or a rule forbids it
-	Reused               uint64 // flows without a new TCP or TLS handshake
+	Reused               uint64 // flows without a new TCP or TLS handshake in their path
+	Warm                 uint64 // of these, on a connection that had been made ahead
+	Early                uint64 // flows whose first bytes left together with the request to the proxy
 }
 
 // Handler is the flow.Handler behind all inbound sides.
@@ -79,8 +84,10 @@ type Handler struct {
 	open                    atomic.Int64
 	total, refused, blocked atomic.Uint64
 	udpBlocked, reused      atomic.Uint64
+	warm, early             atomic.Uint64
 	viaBytes, directBytes   traffic
-	added, firstByte        flow.Histogram
+	phases                  phases
+	talkers                 talkers
 	live                    sync.Map // uint64 ID → *live
 	errs                    lastErrors
 	chunks, datagrams       sync.Pool // *[chunkBytes]byte, *[datagramBytes]byte
@@ -107,91 +114,13 @@ func (h *Handler) Counters() Counters {
 		Up: h.viaBytes.up.Load(), Down: h.viaBytes.down.Load(),
 		DirectUp: h.directBytes.up.Load(), DirectDown: h.directBytes.down.Load(),
 		UDPBlocked: h.udpBlocked.Load(), Reused: h.reused.Load(),
+		Warm: h.warm.Load(), Early: h.early.Load(),
 	}
-}
-
-// Latency gives p50, p95 and p99 in milliseconds, zero if nothing was
-// measured: added is from a flow's arrival to the start of its dial, firstByte
-// to the first byte that came back.
-func (h *Handler) Latency() (added, firstByte [3]float64) {
-	return h.added.Percentiles(), h.firstByte.Percentiles()
 }
 
 // LastError says why the last failed flow to host failed, "" if none is
 // remembered. A success forgets it.
 func (h *Handler) LastError(host string) string { return h.errs.get(host) }
-
-// HandleStream implements flow.Handler.
-func (h *Handler) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending) {
-	h.total.Add(1)
-	h.open.Add(1)
-	defer h.open.Add(-1)
-	if h.isDNS(f.Inbound, f.Dst.Port()) {
-		h.opts.DNS.HandleStream(ctx, f, p)
-		return
-	}
-	d := h.decide(f, f.Target)
-	if d.u == nil {
-		h.count(d)
-		p.Reject(d.reason)
-		return
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	l := h.track(f, d, cancel)
-	defer h.live.Delete(f.ID)
-	up := h.dial(ctx, l, p)
-	if up == nil {
-		return
-	}
-	app, err := p.Accept()
-	if err != nil {
-		abort(up)
-		h.opts.Log.Debug("app went away before its flow was set up", "flow", f.ID, "error", err)
-		return
-	}
-	h.relay(ctx, l, app, up)
-}
-
-// dial connects to the flow's target; on failure it has refused the app and
-// returns nil.
-func (h *Handler) dial(ctx context.Context, l *live, p flow.Pending) flow.StreamConn {
-	h.added.Add(time.Since(l.flow.Start))
-	var tr upstream.Trace
-	c, err := l.u.DialStream(upstream.WithTrace(ctx, &tr), l.flow.Target, nil)
-	l.trace.Store(&tr)
-	h.outcome(ctx, l.u, l.flow.Target.Host(), err)
-	if err != nil {
-		h.refused.Add(1)
-		h.opts.Log.Debug("flow failed", "flow", l.flow.ID, "via", l.via, "error", err)
-		p.Reject(reasonOf(err))
-		return nil
-	}
-	if tr.Reused {
-		h.reused.Add(1)
-	}
-	return c
-}
-
-// outcome tells those who want to know how a dial ended.
-func (h *Handler) outcome(ctx context.Context, u *upstream.Upstream, host string, err error) {
-	if err != nil && ctx.Err() != nil {
-		return
-	}
-	if h.opts.Observe != nil {
-		h.opts.Observe(u, err)
-	}
-	if err == nil {
-		h.errs.forget(host)
-		return
-	}
-	text := err.Error()
-	var e *upstream.Error
-	if errors.As(err, &e) && e.Hint != "" {
-		text += " (" + e.Hint + ")"
-	}
-	h.errs.put(host, text)
-}
 
 func reasonOf(err error) flow.Reason {
 	var e *upstream.Error

@@ -36,6 +36,8 @@ type live struct {
 	bytes     traffic
 	trace     atomic.Pointer[upstream.Trace]
 	firstByte atomic.Int64
+	// quiet: the app was accepted first and said nothing. Set before the relay.
+	quiet bool
 }
 
 // track puts a flow into the table; the caller deletes it.
@@ -73,7 +75,10 @@ func (l *live) countDown(n int) {
 func (h *Handler) cameBack(l *live) {
 	took := max(time.Since(l.flow.Start), 1)
 	if l.firstByte.CompareAndSwap(0, int64(took)) {
-		h.firstByte.Add(took)
+		h.phases.firstByte.Add(took)
+		if l.quiet && l.bytes.up.Load() == 0 {
+			h.talkers.add(l.flow.Target)
+		}
 	}
 }
 

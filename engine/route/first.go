@@ -1,0 +1,70 @@
+package route
+
+import (
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+)
+
+const (
+	// firstWait is how long an app that was accepted first may take for its
+	// first bytes; apps that speak first do so at once.
+	firstWait = time.Millisecond
+	// firstBytesMax is how many of them ride along: a TLS ClientHello with
+	// post-quantum keys has 2 KiB, an HTTP head rarely more than 8.
+	firstBytesMax = 16 << 10
+	// maxTalkers is how many targets are remembered whose server speaks first.
+	maxTalkers = 1024
+)
+
+// firstBytes reads what the app says first, nil if it keeps silent for
+// firstWait. The slice is the caller's. An error means that the app has gone.
+func (h *Handler) firstBytes(app flow.StreamConn) ([]byte, error) {
+	b := h.chunks.Get().(*[chunkBytes]byte)
+	defer h.chunks.Put(b)
+	_ = app.SetReadDeadline(time.Now().Add(firstWait))
+	n, err := app.Read(b[:firstBytesMax])
+	_ = app.SetReadDeadline(time.Time{})
+	switch {
+	case n > 0:
+		return slices.Clone(b[:n]), nil
+	case err == nil, errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF): // the relay sees the end again
+		return nil, nil
+	}
+	return nil, err
+}
+
+// talkers remembers targets whose server speaks first: an app has nothing to
+// say to them before, so it is not accepted before they have answered. Some are
+// known by their port, the others are learnt. The zero value is ready.
+type talkers struct {
+	mu      sync.RWMutex
+	targets map[flow.Target]struct{} // guarded by mu
+}
+
+func (s *talkers) has(t flow.Target) bool {
+	switch t.Port {
+	case 21, 22, 25, 110, 119, 143, 587, 3306, 5900: // FTP, SSH, SMTP, POP3, NNTP, IMAP, submission, MySQL, VNC
+		return true
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, ok := s.targets[t]
+	return ok
+}
+
+// add learns one; when there are too many all are forgotten, since learning is
+// quick.
+func (s *talkers) add(t flow.Target) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.targets == nil || len(s.targets) >= maxTalkers {
+		s.targets = make(map[flow.Target]struct{})
+	}
+	s.targets[t] = struct{}{}
+}
