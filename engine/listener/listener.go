@@ -11,7 +11,8 @@
 // answered only after the Handler has accepted or rejected it.
 //
 // The Handler gets the app's *net.TCPConn itself wherever no byte beyond the
-// handshake has been read, so that copying can splice.
+// handshake has been read, so that copying can splice; else what it gets is a
+// flow.Unwrapper.
 //
 // Only engine imports this package; only this package imports goproxy.
 package listener
@@ -246,6 +247,8 @@ type prefixed struct {
 	prefix []byte // not yet delivered; used by the one reader only
 }
 
+var _ flow.Unwrapper = (*prefixed)(nil)
+
 // Read delivers the prefix first.
 func (c *prefixed) Read(p []byte) (int, error) {
 	if len(c.prefix) == 0 {
@@ -266,6 +269,9 @@ func (c *prefixed) WriteTo(w io.Writer) (int64, error) {
 	rest, err := c.TCPConn.WriteTo(w)
 	return int64(n) + rest, err
 }
+
+// Unwrap implements flow.Unwrapper.
+func (c *prefixed) Unwrap() ([]byte, *net.TCPConn) { return c.prefix, c.TCPConn }
 
 // target makes a flow.Target of what an app asked for.
 func target(host string, port uint16) (flow.Target, error) {

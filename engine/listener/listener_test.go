@@ -79,8 +79,11 @@ func (d *direct) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending) 
 		return
 	}
 	defer app.Close()
-	if _, ok := app.(*net.TCPConn); ok {
+	read, socket := flow.Unwrap(app)
+	if _, ok := socket.(*net.TCPConn); ok {
 		d.raw.Add(1)
+		up.Write(read)
+		app = socket
 	}
 	stop := context.AfterFunc(ctx, func() { app.Close(); up.Close() })
 	defer stop()
@@ -380,6 +383,9 @@ func TestEarlyBytesAreNotLost(t *testing.T) {
 	request := fmt.Sprintf("CONNECT 127.0.0.1:%s HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", port)
 	if got := talk(t, proxy, []byte(request)); !strings.HasPrefix(got, "HTTP/1.1 200 Connection established\r\n\r\nHTTP/1.1 200 OK") || !strings.HasSuffix(got, "here") {
 		t.Errorf("got %q", got)
+	}
+	if d.raw.Load() != 1 {
+		t.Error("the early bytes hide the socket")
 	}
 	if f := d.last(); f.Target.Addr != netip.MustParseAddr("127.0.0.1") || f.Target.Name != "" || f.Dst != f.Target.AddrPort() {
 		t.Errorf("flow %+v", f)
