@@ -28,6 +28,8 @@ type Config struct {
 	// Upstreams in the user's order. Empty means the built-in upstream
 	// "direct" alone.
 	Upstreams []Upstream
+	Providers []Provider
+	Groups    []Group
 	Rules     []Rule // first match wins
 }
 
@@ -70,6 +72,10 @@ type Upstream struct {
 	CA       string // absolute path of a PEM file; "" means the system's roots
 	Username string
 	Password Secret
+	// Pool is how many connections are kept ready at most, as demand wants
+	// them; 0 means that each flow makes its own.
+	Pool      int
+	EarlyData bool // early data is used where the proxy is found to carry it
 }
 
 // Rule is one [[rule]]. All kinds of conditions that are not empty must hold.
@@ -79,7 +85,7 @@ type Rule struct {
 	CIDR         []netip.Prefix // masked
 	Port         []PortRange
 	Process      []string
-	Via          string // auto, direct, block, or the name of an Upstream
+	Via          string // auto, direct, block, or a name, see Names
 }
 
 // PortRange is From..To, both included.

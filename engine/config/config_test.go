@@ -45,6 +45,30 @@ name = "two"
 url = "socks5://192.0.2.1"
 username = "bob"
 password = "env:ATLANTIC_TEST_PW"
+pool = 8
+early_data = "off"
+
+[[provider]]
+name = "oxy"
+kind = "oxylabs"
+username = "carol"
+password = "file:/etc/atlantic/oxy.password"
+country = "de"
+session = "per-app-30m"
+pinned = true
+ports = [80, 443]
+
+[[provider]]
+name = "bulk"
+kind = "list"
+url = "https://lists.example/all.txt"
+refresh = "10m"
+
+[[group]]
+name = "all"
+members = ["two", "oxy"]
+policy = "weighted"
+weights = [1, 3]
 
 [[rule]]
 domain = ["a.example", "bücher.de"]
@@ -52,7 +76,7 @@ domain_suffix = [".corp.example"]
 cidr = ["10.0.0.0/8", "2001:db8::1"]
 port = [443, "8000-9000"]
 process = ["firefox", 'C:\x y\z.exe']
-via = "office"
+via = "all"
 
 [[rule]]
 port = [25]
@@ -70,6 +94,18 @@ func TestParseFull(t *testing.T) {
 	}
 	if c.TUN.MTU != 1400 || c.TUN.Enabled || c.DNS.FakeRange.String() != "10.64.0.0/12" || len(c.DNS.Servers) != 3 || c.Protect.LAN {
 		t.Errorf("%+v", c)
+	}
+	if o := c.Upstreams[0]; o.Pool != defaultPool || !o.EarlyData || c.Upstreams[1].Pool != 8 || c.Upstreams[1].EarlyData {
+		t.Errorf("%+v", c.Upstreams)
+	}
+	if p := c.Providers[0]; p.Country != "de" || p.Session != "per-app-30m" || !p.Pinned || len(p.Ports) != 2 || p.Password.String() != "file:/etc/atlantic/oxy.password" {
+		t.Errorf("%+v", p)
+	}
+	if p := c.Providers[1]; p.Refresh != 10*time.Minute || p.Policy != "latency" {
+		t.Errorf("%+v", p)
+	}
+	if g := c.Groups[0]; fmt.Sprint(g) != "{all [two oxy] weighted [1 3]}" || fmt.Sprint(c.Names()) != "[office two oxy bulk all]" {
+		t.Errorf("%+v %v", g, c.Names())
 	}
 	r := c.Rules[0]
 	if fmt.Sprint(r.Port) != "[443 8000-9000]" || fmt.Sprint(r.CIDR) != "[10.0.0.0/8 2001:db8::1/128]" {
@@ -129,12 +165,29 @@ func TestErrorsHavePlaceAndHint(t *testing.T) {
 		{"[dns]\nfake_range = 'fd00::/8'", ":2:1", "cannot hold fake", ""},
 		{"[protect]\nkill_switch = 'always'", ":2:1", "not in this version", `"auto" or "off"`},
 		{"[protect]\nudp = 'drop'", ":2:1", "protect.udp", "auto, block, direct"},
-		{"[[provider]]\nname='x'", ":1:", `"provider`, "remove it"},
+		{"[[provider]]\nname='x'", ":1:", "kind cannot be", "oxylabs, brightdata"},
+		{"[[provider]]\nname='x'\nkind='oxylab'\nusername='u'", ":3:1", "kind cannot be", "oxylabs"},
+		{"[[provider]]\nname='x'\nkind='oxylabs'", ":1:", "has no username", "vendor"},
+		{"[[provider]]\nname='x'\nkind='oxylabs'\nusername='u'\nsession='sticky-10'", ":5:1", "session cannot be", "sticky-10m"},
+		{"[[provider]]\nname='x'\nkind='oxylabs'\nusername='u'\nport=70000", ":5:1", "out of range", ""},
+		{"[[provider]]\nname='x'\nkind='oxylabs'\nusername='u'\nurl='https://x'", ":5:1", "url is for kind", ""},
+		{"[[provider]]\nname='x'\nkind='list'\nurl='relative.txt'", ":4:1", "a list needs a url", "absolute path"},
+		{"[[provider]]\nname='x'\nkind='list'\nurl='/a'\nrefresh='1s'", ":5:1", "refresh cannot be", "1h"},
+		{"[[provider]]\nname='x'\nkind='generic'\ntemplate='x.toml'", ":4:1", "absolute path", ""},
+		{"[[provider]]\nname='x'\nkind='generic'\nsession=''\nstat='x'", ":5:1", "unknown key", `"state"`},
+		{"[[upstream]]\nname='a'\nurl='http://h'\n[[provider]]\nname='a'\nkind='generic'", ":5:1", `"a", which is taken`, ""},
+		{"[[upstream]]\nname='a'\nurl='http://h'\npool=-1", ":4:1", "pool -1", ""},
+		{"[[upstream]]\nname='a'\nurl='http://h'\nearly_data='on'", ":4:1", `"auto" or "off"`, ""},
+		{"[[group]]\nname='g'", ":1:", "has no members", ""},
+		{"[[group]]\nname='g'\nmembers=['a']", ":3:", `"a" cannot be a member`, ""},
+		{"[[upstream]]\nname='a'\nurl='http://h'\n[[group]]\nname='g'\nmembers=['a','a']", ":6:", "cannot be a member", "each once"},
+		{"[[upstream]]\nname='a'\nurl='http://h'\n[[group]]\nname='g'\nmembers=['a']\npolicy='best'", ":7:1", "policy", "latency"},
+		{"[[upstream]]\nname='a'\nurl='http://h'\n[[group]]\nname='g'\nmembers=['a']\nweights=[0]", ":7:1", "weights do not fit", ""},
 		{"[filter]\nenabled=true", ":1:", "not in this version", ""},
 		{"[share]\nrelay=''", ":1:", "not in this version", ""},
 		{"[[upstream]]\nurl='direct://'", ":1:", "has no name", ""},
 		{"[[upstream]]\nname='direct'\nurl='direct://'", ":2:1", "reserved", ""},
-		{"[[upstream]]\nname='a'\nurl='direct://'\n[[upstream]]\nname='a'\nurl='direct://'", ":5:1", "of upstream 1", ""},
+		{"[[upstream]]\nname='a'\nurl='direct://'\n[[upstream]]\nname='a'\nurl='direct://'", ":5:1", "which is taken", ""},
 		{"[[upstream]]\nname='a'\nurl='ftp://x'", ":3:1", `scheme "ftp"`, "socks5://"},
 		{"[[upstream]]\nname='a'\nurl='h3://x'", ":3:1", "not in this version", ""},
 		{"[[upstream]]\nname='a'\nurl='http://h:99999'", ":3:1", "1 to 65535", ""},

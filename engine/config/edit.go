@@ -12,13 +12,13 @@ import (
 
 // Set writes one value into the file at path, which is created if missing
 // (mode 0600). Comments, order and the file's mode stay; the result is checked
-// whole before anything is written. key is "section.key" or
-// "upstream.NAME.key"; value is plain: 1400, true, fake-ip, or for a list
+// whole before anything is written. key is "section.key",
+// "upstream.NAME.key" or "provider.NAME.key"; value is plain: 1400, true, fake-ip, or for a list
 // words separated by commas.
 func Set(path, key, value string) error {
 	parts := strings.Split(key, ".")
-	if len(parts) < 2 || parts[0] == "rule" || len(parts) != 2+btoi(parts[0] == "upstream") {
-		return fmt.Errorf("cannot set %q: keys are like tun.mtu or upstream.NAME.url (rules are edited in the file)", clip(key))
+	if len(parts) < 2 || parts[0] == "rule" || parts[0] == "group" || len(parts) != 2+btoi(parts[0] == "upstream" || parts[0] == "provider") {
+		return fmt.Errorf("cannot set %q: keys are like tun.mtu or upstream.NAME.url (rules and groups are edited in the file)", clip(key))
 	}
 	name := parts[len(parts)-1]
 	if err := checkKey(parts[0], name); err != nil {
@@ -48,9 +48,9 @@ func Set(path, key, value string) error {
 	if err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
 	}
-	for i, u := range c.Upstreams {
-		if u.Password.Inline() && mode&0o077 != 0 {
-			return src.fail(fmt.Sprintf("upstream[%d].password", i), "chmod 600 "+path, "nothing was changed: a password would stand in a file that others may read")
+	for _, s := range c.secrets() {
+		if s.secret.Inline() && mode&0o077 != 0 {
+			return src.fail(s.path, "chmod 600 "+path, "nothing was changed: a password would stand in a file that others may read")
 		}
 	}
 	return WriteFileAtomic(path, edited, mode)
@@ -64,12 +64,17 @@ func edit(name string, data []byte, parts []string, text string) ([]byte, error)
 	}
 	data = src.data
 	table, key := parts[0], parts[len(parts)-1]
-	if table == "upstream" {
-		i := slices.IndexFunc(c.Upstreams, func(u Upstream) bool { return u.Name == parts[1] })
-		if i < 0 {
-			return nil, fmt.Errorf("there is no upstream %q", clip(parts[1]))
-		}
+	i := 0
+	switch table {
+	case "upstream":
+		i = slices.IndexFunc(c.Upstreams, func(u Upstream) bool { return u.Name == parts[1] })
 		table = fmt.Sprintf("upstream[%d]", i)
+	case "provider":
+		i = slices.IndexFunc(c.Providers, func(p Provider) bool { return p.Name == parts[1] })
+		table = fmt.Sprintf("provider[%d]", i)
+	}
+	if i < 0 {
+		return nil, fmt.Errorf("there is no %s %q", parts[0], clip(parts[1]))
 	}
 	if sp, ok := src.keys[table+"."+key]; ok {
 		return slices.Concat(data[:sp.valueStart], []byte(text), data[sp.valueEnd:]), nil
@@ -82,7 +87,7 @@ func edit(name string, data []byte, parts []string, text string) ([]byte, error)
 		return slices.Concat(data[:end], []byte(line), data[end:]), nil
 	}
 	if strings.Contains(table, "[") {
-		return nil, fmt.Errorf("upstream %q is not written as [[upstream]]: edit the file by hand", parts[1])
+		return nil, fmt.Errorf("%s %q is not written as [[%[1]s]]: edit the file by hand", parts[0], parts[1])
 	}
 	head := "[" + table + "]\n"
 	if len(data) > 0 {
@@ -97,12 +102,12 @@ func edit(name string, data []byte, parts []string, text string) ([]byte, error)
 // literal writes a plain value as TOML, by what the key takes.
 func literal(key, value string) (string, error) {
 	switch key {
-	case "tun.enabled", "protect.lan":
+	case "tun.enabled", "protect.lan", "provider.pinned":
 		if b, err := strconv.ParseBool(value); err == nil {
 			return strconv.FormatBool(b), nil
 		}
 		return "", fmt.Errorf("%s is true or false, not %q", key, clip(value))
-	case "tun.mtu":
+	case "tun.mtu", "upstream.pool", "provider.pool", "provider.port":
 		if n, err := strconv.Atoi(value); err == nil {
 			return strconv.Itoa(n), nil
 		}

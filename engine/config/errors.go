@@ -37,7 +37,7 @@ func (e *Error) Error() string {
 func schema(section string) []string {
 	switch section {
 	case "":
-		return []string{"tun", "listen", "dns", "protect", "upstream", "rule"}
+		return []string{"tun", "listen", "dns", "protect", "upstream", "provider", "group", "rule"}
 	case "tun":
 		return []string{"enabled", "name", "mtu", "stack"}
 	case "listen":
@@ -47,7 +47,12 @@ func schema(section string) []string {
 	case "protect":
 		return []string{"kill_switch", "udp", "lan"}
 	case "upstream":
-		return []string{"name", "url", "sni", "ca", "username", "password"}
+		return []string{"name", "url", "sni", "ca", "username", "password", "pool", "early_data"}
+	case "provider":
+		return []string{"name", "kind", "template", "username", "password", "scheme", "host", "port", "ca", "country", "state", "city",
+			"zone", "isp", "session", "pinned", "ports", "pool", "early_data", "url", "refresh", "policy"}
+	case "group":
+		return []string{"name", "members", "policy", "weights"}
 	case "rule":
 		return []string{"domain", "domain_suffix", "cidr", "port", "process", "via"}
 	}
@@ -56,8 +61,7 @@ func schema(section string) []string {
 
 // notYet says whether a key belongs to a part that this build does not have.
 func notYet(key []string) bool {
-	return slices.Contains([]string{"provider", "filter", "share"}, key[0]) ||
-		len(key) > 1 && key[0] == "upstream" && key[1] == "pool"
+	return slices.Contains([]string{"filter", "share"}, key[0])
 }
 
 // unknownKey describes a key that is not in the schema, with a hint.

@@ -103,23 +103,57 @@ func checkParents(path string) error {
 	}
 }
 
-// resolve reads secrets and checks what the file alone cannot tell.
-func (c *Config) resolve(src *source, info fs.FileInfo) error {
+// placed is a secret, or a file's path, and where it stands.
+type placed struct {
+	what   string // `upstream "office"`
+	path   string // of the key, for errors
+	secret *Secret
+	file   string
+}
+
+// secrets lists the passwords, set or not.
+func (c *Config) secrets() (out []placed) {
 	for i := range c.Upstreams {
 		u := &c.Upstreams[i]
-		path := fmt.Sprintf("upstream[%d].", i)
-		if u.Password.Inline() && readableByOthers(info) {
-			return src.fail(path+"password", fmt.Sprintf("chmod 600 %s, or use password = \"file:/path\"", src.name),
-				"upstream %q: a password stands in a file that others may read (mode %04o)", u.Name, info.Mode().Perm())
+		out = append(out, placed{fmt.Sprintf("upstream %q", u.Name), fmt.Sprintf("upstream[%d].password", i), &u.Password, ""})
+	}
+	for i := range c.Providers {
+		p := &c.Providers[i]
+		out = append(out, placed{fmt.Sprintf("provider %q", p.Name), fmt.Sprintf("provider[%d].password", i), &p.Password, ""})
+	}
+	return out
+}
+
+// files lists the other files that the configuration names.
+func (c *Config) files() (out []placed) {
+	for i, u := range c.Upstreams {
+		out = append(out, placed{fmt.Sprintf("upstream %q: ca", u.Name), fmt.Sprintf("upstream[%d].ca", i), nil, u.CA})
+	}
+	for i, p := range c.Providers {
+		out = append(out, placed{fmt.Sprintf("provider %q: ca", p.Name), fmt.Sprintf("provider[%d].ca", i), nil, p.CA},
+			placed{fmt.Sprintf("provider %q: template", p.Name), fmt.Sprintf("provider[%d].template", i), nil, p.Template})
+	}
+	return out
+}
+
+// resolve reads secrets and checks what the file alone cannot tell.
+func (c *Config) resolve(src *source, info fs.FileInfo) error {
+	for _, s := range c.secrets() {
+		if s.secret.Inline() && readableByOthers(info) {
+			return src.fail(s.path, fmt.Sprintf("chmod 600 %s, or use password = \"file:/path\"", src.name),
+				"%s: a password stands in a file that others may read (mode %04o)", s.what, info.Mode().Perm())
 		}
 		var err error
-		if u.Password, err = u.Password.resolve(); err != nil {
-			return src.fail(path+"password", `"file:/path" of a file only you can read, or "env:NAME"`, "upstream %q: password: %v", u.Name, err)
+		if *s.secret, err = s.secret.resolve(); err != nil {
+			return src.fail(s.path, `"file:/path" of a file only you can read, or "env:NAME"`, "%s: password: %v", s.what, err)
 		}
-		if u.CA != "" {
-			if _, _, err := readFile(u.CA, maxFileBytes); err != nil {
-				return src.fail(path+"ca", "a PEM file with certificates", "upstream %q: ca: %v", u.Name, err)
-			}
+	}
+	for _, f := range c.files() {
+		if f.file == "" {
+			continue
+		}
+		if _, _, err := readFile(f.file, maxFileBytes); err != nil {
+			return src.fail(f.path, "a file that the service can read", "%s: %v", f.what, err)
 		}
 	}
 	return nil

@@ -32,6 +32,8 @@ type raw struct {
 		LAN        bool   `toml:"lan"`
 	} `toml:"protect"`
 	Upstream []rawUpstream `toml:"upstream"`
+	Provider []rawProvider `toml:"provider"`
+	Group    []rawGroup    `toml:"group"`
 	Rule     []rawRule     `toml:"rule"`
 }
 
@@ -42,6 +44,9 @@ type rawUpstream struct {
 	CA       string  `toml:"ca"`
 	Username *string `toml:"username"`
 	Password *string `toml:"password"`
+
+	Pool      *int    `toml:"pool"`
+	EarlyData *string `toml:"early_data"`
 }
 
 type rawRule struct {
@@ -128,7 +133,7 @@ func plainDecodeError(text string) (msg, hint string) {
 	}
 	want := map[string]string{
 		"bool": "true or false", "string": "a string in quotes", "[]string": `a list of strings: ["…", "…"]`,
-		"[]interface": "a list", "int": "a number",
+		"[]interface": "a list", "int": "a number", "[]int": "a list of numbers",
 	}[m[2]]
 	if want == "" {
 		return fmt.Sprintf("%s is not what this key takes", m[1]), ""

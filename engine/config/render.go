@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -40,7 +41,14 @@ func (c *Config) sections() []section {
 				s.fields = append(s.fields, field{f.key, quote(f.value)})
 			}
 		}
+		s.fields = append(s.fields, transportFields(u.Pool, u.EarlyData)...)
 		out = append(out, s)
+	}
+	for _, p := range c.Providers {
+		out = append(out, section{name: "provider", item: p.Name, fields: p.fields()})
+	}
+	for _, g := range c.Groups {
+		out = append(out, section{name: "group", item: g.Name, fields: g.fields()})
 	}
 	for i, r := range c.Rules {
 		out = append(out, section{name: "rule", item: fmt.Sprint(i + 1), fields: r.fields()})
@@ -93,10 +101,11 @@ func (c *Config) TOML() string {
 func (c *Config) Get(key string) (string, error) {
 	parts := strings.Split(key, ".")
 	name, item, k := parts[0], "", ""
+	several := slices.Contains([]string{"upstream", "provider", "group", "rule"}, name)
 	switch {
-	case (name == "upstream" || name == "rule") && len(parts) == 3:
+	case several && len(parts) == 3:
 		item, k = parts[1], parts[2]
-	case name != "upstream" && name != "rule" && len(parts) == 2:
+	case !several && len(parts) == 2:
 		k = parts[1]
 	default:
 		return "", fmt.Errorf("no key %q: keys are like tun.mtu, upstream.NAME.url, rule.1.via", clip(key))

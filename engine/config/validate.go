@@ -14,7 +14,7 @@ import (
 func validate(src *source, r *raw) (*Config, error) {
 	c := Default()
 	for _, step := range []func(*source, *raw, *Config) error{
-		validateTUN, validateListen, validateDNS, validateProtect, validateUpstreams, validateRules,
+		validateTUN, validateListen, validateDNS, validateProtect, validateUpstreams, validateProviders, validateGroups, validateRules,
 	} {
 		if err := step(src, r, c); err != nil {
 			return nil, err
@@ -130,16 +130,11 @@ func validateProtect(src *source, r *raw, c *Config) error {
 }
 
 func validateUpstreams(src *source, r *raw, c *Config) error {
-	seen := map[string]int{}
 	for i, ru := range r.Upstream {
 		path := fmt.Sprintf("upstream[%d]", i)
-		if err := checkUpstreamName(ru.Name); err != nil {
-			return src.fail(path+".name", "a short word such as \"office\"", "upstream %d: %v", i+1, err)
+		if err := c.checkName(src, path, "upstream", i, ru.Name); err != nil {
+			return err
 		}
-		if first, ok := seen[ru.Name]; ok {
-			return src.fail(path+".name", "give each its own name", "upstream %d has the name %q of upstream %d", i+1, ru.Name, first)
-		}
-		seen[ru.Name] = i + 1
 		u, key, err := makeUpstream(ru)
 		if err != nil {
 			return src.fail(path+"."+key, `url is like "socks5://host:1080", "http://host:8080", "https://host:443" or "direct://"`, "upstream %q: %v", ru.Name, err)
@@ -169,6 +164,9 @@ func makeUpstream(r rawUpstream) (u Upstream, key string, err error) {
 		if u.Password, err = parseSecret(*r.Password); err != nil {
 			return u, "password", fmt.Errorf("password %w", err)
 		}
+	}
+	if u.Pool, u.EarlyData, key, err = transport(r.Pool, r.EarlyData); err != nil {
+		return u, key, err
 	}
 	switch {
 	case u.Username == "" && !u.Password.IsZero():
@@ -226,7 +224,7 @@ func validateRules(src *source, r *raw, c *Config) error {
 				return src.fail(fmt.Sprintf("%s.process[%d]", path, j), `such as "firefox" or "/usr/bin/curl"`, "rule %d: process %q is not a program", i+1, clip(s))
 			}
 		}
-		if err := checkVia(src, path, i+1, rr.Via, c.Upstreams); err != nil {
+		if err := checkVia(src, path, i+1, rr.Via, c.Names()); err != nil {
 			return err
 		}
 		c.Rules = append(c.Rules, rule)
@@ -234,11 +232,8 @@ func validateRules(src *source, r *raw, c *Config) error {
 	return nil
 }
 
-func checkVia(src *source, path string, number int, via string, upstreams []Upstream) error {
-	words := []string{"auto", "direct", "block"}
-	for _, u := range upstreams {
-		words = append(words, u.Name)
-	}
+func checkVia(src *source, path string, number int, via string, names []string) error {
+	words := append([]string{"auto", "direct", "block"}, names...)
 	if slices.Contains(words, via) {
 		return nil
 	}

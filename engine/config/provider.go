@@ -1,0 +1,313 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Provider is one [[provider]]: an account at a vendor of proxies, or a list of
+// proxies. It is used like an upstream, by its name.
+type Provider struct {
+	Name     string // unique among upstreams, providers and groups
+	Kind     string // of Kinds
+	Template string // absolute path of a provider file of the user's own; "" for the built-in one of Kind
+	Username string
+	Password Secret
+
+	Scheme    string // http, https, socks5; "" is the vendor's first
+	Host      string // in place of the vendor's
+	Port      int    // in place of the vendor's; 0 is the vendor's
+	CA        string // as in Upstream
+	Country   string
+	State     string
+	City      string
+	Zone      string
+	ISP       string
+	Session   string // sticky, per-connection, per-app, per-domain; all but per-connection with a life: sticky-10m
+	Pinned    bool   // an exit that is gone is not replaced before its time is over
+	Ports     []int  // targets' ports that may be used; empty is the vendor's; 0 is any
+	Pool      int    // as in Upstream
+	EarlyData bool   // as in Upstream
+
+	// Of kind "list" alone.
+	URL     string        // http(s) address or absolute path
+	Refresh time.Duration // between two readings
+	Policy  string        // of Policies
+}
+
+// Group is one [[group]]: several upstreams and providers used as one.
+type Group struct {
+	Name    string
+	Members []string // names of upstreams and providers, in order
+	Policy  string   // of Policies
+	Weights []int    // of the members, empty or one for each; for policy weighted
+}
+
+// Kinds are what Provider.Kind can be.
+func Kinds() []string {
+	return []string{"oxylabs", "brightdata", "decodo", "iproyal", "netnut", "generic", "list"}
+}
+
+// Policies say which member a flow goes to.
+func Policies() []string { return []string{"latency", "failover", "weighted", "sticky"} }
+
+// defaultPool is how many connections are kept ready for a proxy at most.
+const defaultPool = 64
+
+type rawProvider struct {
+	Name      string  `toml:"name"`
+	Kind      string  `toml:"kind"`
+	Template  string  `toml:"template"`
+	Username  string  `toml:"username"`
+	Password  string  `toml:"password"`
+	Scheme    string  `toml:"scheme"`
+	Host      string  `toml:"host"`
+	Port      int     `toml:"port"`
+	CA        string  `toml:"ca"`
+	Country   string  `toml:"country"`
+	State     string  `toml:"state"`
+	City      string  `toml:"city"`
+	Zone      string  `toml:"zone"`
+	ISP       string  `toml:"isp"`
+	Session   string  `toml:"session"`
+	Pinned    bool    `toml:"pinned"`
+	Ports     []int   `toml:"ports"`
+	Pool      *int    `toml:"pool"`
+	EarlyData *string `toml:"early_data"`
+	URL       string  `toml:"url"`
+	Refresh   string  `toml:"refresh"`
+	Policy    string  `toml:"policy"`
+}
+
+type rawGroup struct {
+	Name    string   `toml:"name"`
+	Members []string `toml:"members"`
+	Policy  string   `toml:"policy"`
+	Weights []int    `toml:"weights"`
+}
+
+// sessionForm is what Provider.Session looks like.
+var sessionForm = regexp.MustCompile(`^(per-connection|(sticky|per-app|per-domain)(-([0-9]+h)?([0-9]+m)?([0-9]+s)?)?)$`)
+
+func validateProviders(src *source, r *raw, c *Config) error {
+	for i, rp := range r.Provider {
+		path := fmt.Sprintf("provider[%d]", i)
+		if err := c.checkName(src, path, "provider", i, rp.Name); err != nil {
+			return err
+		}
+		p, key, hint, err := makeProvider(rp)
+		if err != nil {
+			return src.fail(path+"."+key, hint, "provider %q: %v", rp.Name, err)
+		}
+		c.Providers = append(c.Providers, p)
+	}
+	return nil
+}
+
+// makeProvider checks one provider; key is the one at fault if err is not nil.
+func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
+	p = Provider{
+		Name: r.Name, Kind: r.Kind, Template: r.Template, Username: r.Username,
+		Scheme: r.Scheme, Host: r.Host, Port: r.Port, CA: r.CA,
+		Country: r.Country, State: r.State, City: r.City, Zone: r.Zone, ISP: r.ISP,
+		Session: r.Session, Pinned: r.Pinned, Ports: r.Ports, URL: r.URL, Policy: r.Policy,
+	}
+	if p.Kind == "" && p.Template != "" {
+		p.Kind = "generic"
+	}
+	if p.Password, err = parseSecret(r.Password); err != nil {
+		return p, "password", "", fmt.Errorf("password %w", err)
+	}
+	if p.Pool, p.EarlyData, key, err = transport(r.Pool, r.EarlyData); err != nil {
+		return p, key, "", err
+	}
+	switch {
+	case !slices.Contains(Kinds(), p.Kind):
+		return p, "kind", "one of: " + strings.Join(Kinds(), ", "), fmt.Errorf("kind cannot be %q", clip(p.Kind))
+	case p.Template != "" && !filepath.IsAbs(p.Template):
+		return p, "template", "", fmt.Errorf("template needs an absolute path")
+	case p.CA != "" && !filepath.IsAbs(p.CA):
+		return p, "ca", "", fmt.Errorf("ca needs an absolute path")
+	case p.Scheme != "" && !slices.Contains([]string{"http", "https", "socks5"}, p.Scheme):
+		return p, "scheme", "one of: http, https, socks5", fmt.Errorf("scheme cannot be %q", clip(p.Scheme))
+	case p.Host != "" && !isHost(p.Host):
+		return p, "host", "a name or an address, without scheme and port", fmt.Errorf("%q is not a host", clip(p.Host))
+	case p.Port < 0 || p.Port > 65535:
+		return p, "port", "1 to 65535", fmt.Errorf("port %d is out of range", p.Port)
+	case p.Session != "" && (!sessionForm.MatchString(p.Session) || strings.HasSuffix(p.Session, "-")):
+		return p, "session", `such as "sticky-10m", "per-app-30m", "per-domain-10m", "per-connection"`, fmt.Errorf("session cannot be %q", clip(p.Session))
+	case slices.ContainsFunc(p.Ports, func(n int) bool { return n < 0 || n > 65535 }):
+		return p, "ports", "such as [80, 443]; [0] is any", fmt.Errorf("ports has a number out of range")
+	}
+	return checkList(r, p)
+}
+
+// checkList keeps the keys of lists and of vendors apart.
+func checkList(r rawProvider, p Provider) (_ Provider, key, hint string, err error) {
+	if p.Kind != "list" {
+		for key, set := range map[string]bool{"url": r.URL != "", "refresh": r.Refresh != "", "policy": r.Policy != ""} {
+			if set {
+				return p, key, "", fmt.Errorf("%s is for kind = \"list\" only", key)
+			}
+		}
+		if p.Username == "" && p.Kind != "generic" {
+			return p, "username", "the user name that the vendor gave you, without anything added", fmt.Errorf("has no username")
+		}
+		return p, "", "", nil
+	}
+	web := strings.HasPrefix(p.URL, "https://") || strings.HasPrefix(p.URL, "http://")
+	if !web && !filepath.IsAbs(p.URL) {
+		return p, "url", "an http(s) address, or the absolute path of a file", fmt.Errorf("a list needs a url")
+	}
+	if p.Refresh = time.Hour; r.Refresh != "" {
+		if p.Refresh, err = time.ParseDuration(r.Refresh); err != nil || p.Refresh < time.Minute {
+			return p, "refresh", `such as "1h"; at least one minute`, fmt.Errorf("refresh cannot be %q", clip(r.Refresh))
+		}
+	}
+	if p.Policy == "" {
+		p.Policy = "latency"
+	}
+	if !slices.Contains(Policies(), p.Policy) {
+		return p, "policy", "one of: " + strings.Join(Policies(), ", "), fmt.Errorf("policy cannot be %q", clip(p.Policy))
+	}
+	return p, "", "", nil
+}
+
+// transport checks the keys that upstreams and providers share.
+func transport(pool *int, early *string) (n int, on bool, key string, err error) {
+	n, on = defaultPool, true
+	if pool != nil {
+		if n = *pool; n < 0 || n > 1024 {
+			return n, on, "pool", fmt.Errorf("pool %d is not from 0 to 1024", n)
+		}
+	}
+	if early != nil {
+		if *early != "auto" && *early != "off" {
+			return n, on, "early_data", fmt.Errorf("early_data cannot be %q: use \"auto\" or \"off\"", clip(*early))
+		}
+		on = *early == "auto"
+	}
+	return n, on, "", nil
+}
+
+func validateGroups(src *source, r *raw, c *Config) error {
+	for i, rg := range r.Group {
+		path := fmt.Sprintf("group[%d]", i)
+		if err := c.checkName(src, path, "group", i, rg.Name); err != nil {
+			return err
+		}
+		g := Group{Name: rg.Name, Members: rg.Members, Policy: rg.Policy, Weights: rg.Weights}
+		if g.Policy == "" {
+			g.Policy = "latency"
+		}
+		if err := oneOf(src, path+".policy", g.Policy, Policies()...); err != nil {
+			return err
+		}
+		if len(g.Members) == 0 {
+			return src.fail(path, `members = ["NAME", "NAME"]`, "group %q has no members", g.Name)
+		}
+		names := c.memberNames()
+		for j, m := range g.Members {
+			if !slices.Contains(names, m) || slices.Contains(g.Members[:j], m) {
+				return src.fail(fmt.Sprintf("%s.members[%d]", path, j), "upstreams and providers, each once: "+clip(strings.Join(names, ", ")),
+					"group %q: %q cannot be a member", g.Name, clip(m))
+			}
+		}
+		if len(g.Weights) > 0 && (len(g.Weights) != len(g.Members) || slices.Min(g.Weights) < 1 || slices.Max(g.Weights) > 1000) {
+			return src.fail(path+".weights", "one number from 1 to 1000 for each member", "group %q: weights do not fit the members", g.Name)
+		}
+		c.Groups = append(c.Groups, g)
+	}
+	return nil
+}
+
+// memberNames are the names of what can be in a group.
+func (c *Config) memberNames() (names []string) {
+	for _, u := range c.Upstreams {
+		if u.URL != "direct://" {
+			names = append(names, u.Name)
+		}
+	}
+	for _, p := range c.Providers {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+// Names are the names of all upstreams, providers and groups, in this order;
+// the first is in use unless the user chose another.
+func (c *Config) Names() (names []string) {
+	for _, u := range c.Upstreams {
+		names = append(names, u.Name)
+	}
+	for _, p := range c.Providers {
+		names = append(names, p.Name)
+	}
+	for _, g := range c.Groups {
+		names = append(names, g.Name)
+	}
+	return names
+}
+
+// checkName refuses a name that is no name or taken.
+func (c *Config) checkName(src *source, path, what string, i int, name string) error {
+	if err := checkUpstreamName(name); err != nil {
+		return src.fail(path+".name", "a short word such as \"office\"", "%s %d: %v", what, i+1, err)
+	}
+	if slices.Contains(c.Names(), name) {
+		return src.fail(path+".name", "give each its own name", "%s %d has the name %q, which is taken", what, i+1, name)
+	}
+	return nil
+}
+
+func (p Provider) fields() []field {
+	out := []field{{"name", quote(p.Name)}, {"kind", quote(p.Kind)}}
+	for _, f := range []field{
+		{"template", p.Template}, {"username", p.Username}, {"password", p.Password.String()},
+		{"scheme", p.Scheme}, {"host", p.Host}, {"ca", p.CA}, {"country", p.Country}, {"state", p.State}, {"city", p.City},
+		{"zone", p.Zone}, {"isp", p.ISP}, {"session", p.Session}, {"url", p.URL}, {"policy", p.Policy},
+	} {
+		if f.value != "" {
+			out = append(out, field{f.key, quote(f.value)})
+		}
+	}
+	if p.Port != 0 {
+		out = append(out, field{"port", strconv.Itoa(p.Port)})
+	}
+	if p.Pinned {
+		out = append(out, field{"pinned", "true"})
+	}
+	if len(p.Ports) > 0 {
+		out = append(out, field{"ports", numbers(p.Ports)})
+	}
+	if p.Kind == "list" {
+		out = append(out, field{"refresh", quote(p.Refresh.String())})
+	}
+	return append(out, transportFields(p.Pool, p.EarlyData)...)
+}
+
+// transportFields renders what is not as by default.
+func transportFields(pool int, early bool) (out []field) {
+	if pool != defaultPool {
+		out = append(out, field{"pool", strconv.Itoa(pool)})
+	}
+	if !early {
+		out = append(out, field{"early_data", `"off"`})
+	}
+	return out
+}
+
+func (g Group) fields() []field {
+	out := []field{{"name", quote(g.Name)}, {"members", quoteList(g.Members)}, {"policy", quote(g.Policy)}}
+	if len(g.Weights) > 0 {
+		out = append(out, field{"weights", numbers(g.Weights)})
+	}
+	return out
+}
+
+func numbers(list []int) string { return strings.Join(strings.Fields(fmt.Sprint(list)), ", ") }
