@@ -16,6 +16,7 @@ type ProxyOptions struct {
 	User, Password string
 	HTTP1Only      bool // HTTPS: no HTTP/2
 	NoUDP          bool // SOCKS5
+	DropEarly      bool // see proxy.Options
 }
 
 // StartProxy starts one of our own upstream proxies in the internet. Targets
@@ -41,7 +42,7 @@ func (l *Lab) StartProxy(opt ProxyOptions) (*proxy.Proxy, error) {
 		Network: l.nodes[Internet].ns, Scheme: opt.Scheme, Listen: netip.AddrPortFrom(listen, opt.Port),
 		From4: Upstream4(opt.Index), From6: Upstream6(opt.Index),
 		User: opt.User, Password: opt.Password, Cert: cert, WrongCert: wrong,
-		HTTP1Only: opt.HTTP1Only, NoUDP: opt.NoUDP,
+		HTTP1Only: opt.HTTP1Only, NoUDP: opt.NoUDP, DropEarly: opt.DropEarly,
 		Resolve: func(name string) []netip.Addr { addrs, _ := l.Zone.Lookup(name); return addrs },
 		Log:     l.log,
 	})

@@ -74,6 +74,9 @@ func (p *Proxy) serveHTTP1(c net.Conn) error {
 			return nil
 		}
 		defer p.untrack(target)
+		if p.opt.DropEarly {
+			br.Discard(br.Buffered())
+		}
 		if _, err := io.WriteString(c, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
 			return err
 		}

@@ -77,8 +77,11 @@ type Options struct {
 	Cert, WrongCert tls.Certificate
 	HTTP1Only       bool // HTTPS: do not offer HTTP/2
 	NoUDP           bool // SOCKS5: UDP ASSOCIATE is answered with 07
-	Resolve         func(name string) []netip.Addr
-	Log             *slog.Logger
+	// DropEarly loses what a client sends before it is told that its CONNECT
+	// has succeeded, as some proxies do; HTTP/2 streams carry it all the same.
+	DropEarly bool
+	Resolve   func(name string) []netip.Addr
+	Log       *slog.Logger
 }
 
 // Counters only grow, but for Open.

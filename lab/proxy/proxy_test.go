@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +94,34 @@ func TestConnectWithEarlyDataAndHalfClose(t *testing.T) {
 	}
 	if a, s := p.Counters.Accepted.Load(), p.Counters.Served.Load(); a != 1 || s != 1 {
 		t.Errorf("%d accepted, %d served", a, s)
+	}
+}
+
+func TestEarlyDataIsLost(t *testing.T) {
+	name, ports := "echo.test", []uint16{answerAfterFIN(t), answerAfterFIN(t)}
+	for scheme, c := range map[Scheme]struct{ send, want string }{
+		HTTP:   {fmt.Sprintf("CONNECT %s:%d HTTP/1.1\r\nHost: x\r\n\r\n", name, ports[0]), "HTTP/1.1 200 Connection established\r\n\r\n"},
+		SOCKS5: {fmt.Sprintf("\x05\x01\x00\x05\x01\x00\x03%c%s%c%c", len(name), name, ports[1]>>8, ports[1]&0xff), "\x05\x00\x05\x00\x00\x01"},
+	} {
+		t.Run(string(scheme), func(t *testing.T) {
+			p := start(t, Options{Scheme: scheme, DropEarly: true})
+			conn, err := net.Dial("tcp", p.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(5 * time.Second))
+			fmt.Fprint(conn, c.send+"early ")
+			got := make([]byte, len(c.want))
+			if _, err := io.ReadFull(conn, got); err != nil || string(got) != c.want {
+				t.Fatalf("%q, %v", got, err)
+			}
+			io.WriteString(conn, "late")
+			conn.(*net.TCPConn).CloseWrite()
+			if b, err := io.ReadAll(conn); !strings.HasSuffix(string(b), "late") || strings.Contains(string(b), "early") || err != nil {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
 	}
 }
 

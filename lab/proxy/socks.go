@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -30,14 +31,18 @@ func (p *Proxy) serveSOCKS(c *net.TCPConn) error {
 		return err
 	}
 	p.Counters.Handshakes.Add(1)
+	var r io.Reader = c
+	if p.opt.DropEarly {
+		r = bufio.NewReader(c) // what it holds beyond the request is lost
+	}
 	var head [3]byte
-	if _, err := io.ReadFull(c, head[:]); err != nil {
+	if _, err := io.ReadFull(r, head[:]); err != nil {
 		if err == io.EOF {
 			return nil // negotiated ahead, never used
 		}
 		return err
 	}
-	host, port, err := readAddr(c)
+	host, port, err := readAddr(r)
 	if err != nil {
 		reply(c, replyAddress, netip.AddrPort{})
 		return err
