@@ -98,10 +98,16 @@ func TestConnectWithEarlyDataAndHalfClose(t *testing.T) {
 }
 
 func TestEarlyDataIsLost(t *testing.T) {
-	name, ports := "echo.test", []uint16{answerAfterFIN(t), answerAfterFIN(t)}
-	for scheme, c := range map[Scheme]struct{ send, want string }{
-		HTTP:   {fmt.Sprintf("CONNECT %s:%d HTTP/1.1\r\nHost: x\r\n\r\n", name, ports[0]), "HTTP/1.1 200 Connection established\r\n\r\n"},
-		SOCKS5: {fmt.Sprintf("\x05\x01\x00\x05\x01\x00\x03%c%s%c%c", len(name), name, ports[1]>>8, ports[1]&0xff), "\x05\x00\x05\x00\x00\x01"},
+	const name = "echo.test"
+	for scheme, c := range map[Scheme]struct {
+		request func(port uint16) string
+		want    string
+	}{
+		HTTP: {func(port uint16) string { return fmt.Sprintf("CONNECT %s:%d HTTP/1.1\r\nHost: x\r\n\r\n", name, port) },
+			"HTTP/1.1 200 Connection established\r\n\r\n"},
+		SOCKS5: {func(port uint16) string {
+			return "\x05\x01\x00\x05\x01\x00\x03" + string(rune(len(name))) + name + string([]byte{byte(port >> 8), byte(port)})
+		}, "\x05\x00\x05\x00\x00\x01"},
 	} {
 		t.Run(string(scheme), func(t *testing.T) {
 			p := start(t, Options{Scheme: scheme, DropEarly: true})
@@ -111,7 +117,7 @@ func TestEarlyDataIsLost(t *testing.T) {
 			}
 			defer conn.Close()
 			conn.SetDeadline(time.Now().Add(5 * time.Second))
-			fmt.Fprint(conn, c.send+"early ")
+			io.WriteString(conn, c.request(answerAfterFIN(t))+"early ")
 			got := make([]byte, len(c.want))
 			if _, err := io.ReadFull(conn, got); err != nil || string(got) != c.want {
 				t.Fatalf("%q, %v", got, err)
