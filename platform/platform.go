@@ -93,6 +93,13 @@ type NetConfig struct {
 	// DNS are the resolver addresses that apps are to use; empty leaves DNS
 	// alone.
 	DNS []netip.Addr
+	// Redirect, if not 0, takes TCP connections of this machine that would enter
+	// the TUN to this port of loopback instead: all of IPv4, and IPv6 towards
+	// Addr6's prefix, but not those to a port in RedirectExcept. A connection
+	// keeps the way that its SYN took while Redirect changes. A Host that cannot
+	// do it ignores it: whoever asks has to try whether it works.
+	Redirect       uint16
+	RedirectExcept []uint16
 }
 
 // NetChange tells what the physical network looks like now.

@@ -69,7 +69,7 @@ func (k *kernel) ask(ctx context.Context, q platform.Queue, f *family, p *packet
 	k.pending.Add(1)
 	to.Add(1)
 	ok = k.spawn(func() {
-		if f.isProbe(&key) {
+		if f.isProbe(key.srcAddrPort(), key.dstAddrPort()) {
 			a.answer()
 			return
 		}
@@ -158,25 +158,11 @@ func (a *tcpAsked) settled() {
 // accept gives the connections that the listener accepts to whom they belong,
 // until the listener is closed.
 func (k *kernel) accept(f *family) {
-	for {
-		c, err := f.listener.AcceptTCP()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // out of files: those that wait time out
-			k.log.Error("accept translated connection", "err", err)
-			select {
-			case <-k.done:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-			continue
-		}
+	acceptAll(k, f.listener, func(c *net.TCPConn) {
 		if !k.deliver(f, c) {
-			c.SetLinger(0) // RST; a goodbye would not reach anybody
-			c.Close()
+			abort(c) // a goodbye would not reach anybody
 		}
-	}
+	})
 }
 
 // deliver reports false if nobody waits for c.

@@ -32,11 +32,12 @@ type kernel struct {
 	mtu     int
 	start   time.Time
 
-	v4, v6 *family // nil if the family is off
-	tcp    *table[tcpFlow]
-	udp    *table[udpSession]
-	frags  reassembler
-	fragID atomic.Uint32
+	v4, v6   *family   // nil if the family is off
+	redirect *redirect // nil if it cannot be
+	tcp      *table[tcpFlow]
+	udp      *table[udpSession]
+	frags    reassembler
+	fragID   atomic.Uint32
 
 	pool     pools
 	counters counters
@@ -89,8 +90,14 @@ func newKernel(o Options, queues []platform.Queue) (*kernel, error) {
 			return nil, err
 		}
 	}
+	if k.redirect, err = newRedirect(k); err != nil {
+		k.log.Warn("no connections can be redirected to us", "err", err)
+	}
 	k.close = sync.OnceValue(func() error {
 		k.closeListeners()
+		if k.redirect != nil {
+			k.redirect.close()
+		}
 		if err := k.device.Close(); err != nil {
 			return fmt.Errorf("close tun device: %w", err)
 		}
@@ -156,6 +163,9 @@ func (k *kernel) Run(ctx context.Context) error {
 	}
 	for _, f := range k.families() {
 		io.Go(func() { k.accept(f) })
+	}
+	if k.redirect != nil {
+		io.Go(func() { k.redirect.run(ctx) })
 	}
 	io.Go(func() { k.sweep(ctx) })
 

@@ -10,19 +10,20 @@ import (
 )
 
 // Keep-alive probes on accepted connections pass through the translation and
-// keep its entry alive (see idleTCP), and find apps that have vanished.
+// keep its entry alive (see idleTCP), and find apps that have vanished. They
+// come before conntrack forgets a redirected connection that is half closed (60
+// s where the system does not take our timeouts).
 const (
-	keepAliveIdle     = 75 * time.Second
+	keepAliveIdle     = 45 * time.Second
 	keepAliveInterval = 15 * time.Second
 	keepAliveCount    = 4
 )
 
 // listenerOptions makes a listening socket reachable only by device (nobody on
 // the LAN, nor a local app over loopback, can connect to it), and lets it bind
-// before the device has its address. Keep-alive is set here, once, because
-// accepted sockets inherit it: four system calls fewer per connection.
+// before the device has its address.
 func listenerOptions(device string) func(network, address string, c syscall.RawConn) error {
-	return func(network, _ string, c syscall.RawConn) error {
+	return func(network, address string, c syscall.RawConn) error {
 		var err error
 		ctlErr := c.Control(func(fd uintptr) {
 			level, freebind := unix.SOL_IP, unix.IP_FREEBIND
@@ -31,15 +32,28 @@ func listenerOptions(device string) func(network, address string, c syscall.RawC
 			}
 			err = errors.Join(
 				unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device),
-				unix.SetsockoptInt(int(fd), level, freebind, 1),
-				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAliveIdle.Seconds())),
-				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAliveInterval.Seconds())),
-				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount))
+				unix.SetsockoptInt(int(fd), level, freebind, 1))
 		})
 		if err = errors.Join(ctlErr, err); err != nil {
 			return fmt.Errorf("options of the listener on device %q: %w", device, err)
 		}
-		return nil
+		return keepAliveOptions(network, address, c)
 	}
+}
+
+// keepAliveOptions sets keep-alive on a listener, once, because accepted sockets
+// inherit it: four system calls fewer per connection.
+func keepAliveOptions(_, _ string, c syscall.RawConn) error {
+	var err error
+	ctlErr := c.Control(func(fd uintptr) {
+		err = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAliveIdle.Seconds())),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAliveInterval.Seconds())),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount))
+	})
+	if err = errors.Join(ctlErr, err); err != nil {
+		return fmt.Errorf("keep-alive of a listener: %w", err)
+	}
+	return nil
 }

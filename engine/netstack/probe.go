@@ -25,6 +25,11 @@ func (s *Stack) Probe(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
+	return k.probe(ctx, func(net.Conn) error { return nil })
+}
+
+// probe opens a connection to the canary of each family and checks it.
+func (k *kernel) probe(ctx context.Context, check func(net.Conn) error) error {
 	for _, f := range k.families() {
 		d := net.Dialer{Timeout: probeWithin, LocalAddr: &net.TCPAddr{IP: f.tun.netip().AsSlice()}}
 		c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(f.canary(), probePort).String())
@@ -34,7 +39,11 @@ func (s *Stack) Probe(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("a connection through the kernel path (does a firewall drop what comes in by the tun device?): %w", err)
 		}
+		err = check(c)
 		c.Close()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -44,8 +53,8 @@ func (s *Stack) Probe(ctx context.Context) error {
 func (f *family) canary() netip.Addr { return f.tun.netip().Next().Next() }
 
 // isProbe reports whether a connection is one of Probe's.
-func (f *family) isProbe(t *tuple) bool {
-	return t.dport == probePort && t.src == f.tun && t.dst == addrOf(f.canary())
+func (f *family) isProbe(src, dst netip.AddrPort) bool {
+	return dst.Port() == probePort && src.Addr() == f.tun.netip() && dst.Addr() == f.canary()
 }
 
 // answer accepts a connection of Probe's.

@@ -255,7 +255,7 @@ func (h *Host) Apply(ctx context.Context, cfg platform.NetConfig) error {
 		}
 		return fmt.Errorf("change the network: %w (run the service as root)", platform.ErrPermission)
 	}
-	cfg.DNS = slices.Clone(cfg.DNS)
+	cfg.DNS, cfg.RedirectExcept = slices.Clone(cfg.DNS), slices.Clone(cfg.RedirectExcept)
 	h.forgetLacks()
 	if err := h.applyLocked(ctx, cfg); err != nil {
 		h.forgetLacks()

@@ -63,7 +63,7 @@ func TestCrashChild(t *testing.T) {
 	h := m.open(t)
 	up(t, h)
 	cfg := everything()
-	cfg.LAN = false
+	cfg.LAN, cfg.Redirect = false, 7777
 	if err := h.Apply(context.Background(), cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -212,6 +212,8 @@ func (h *Host) missing() ([]entry, error) {
 			present, err = routePresent(*e.Op)
 		case opNFT:
 			present, err = nftPresent()
+		case opRedirect:
+			present, err = redirectPresent()
 		case opDNS:
 			present, err = h.dnsPresent(*e.Op)
 		}

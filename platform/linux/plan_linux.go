@@ -40,6 +40,8 @@ const (
 	opNFT    opKind = "nft"
 	opSysctl opKind = "sysctl"
 	opDNS    opKind = "dns"
+
+	opRedirect opKind = "redirect"
 )
 
 // op is one object of ours in the system. It is stored in the journal as JSON;
@@ -51,13 +53,14 @@ type op struct {
 	// rule: all given conditions must hold
 	Pref  int          `json:"pref,omitempty"`
 	Mark  bool         `json:"mark,omitempty"`
-	To    netip.Prefix `json:"to,omitzero"`
+	To    netip.Prefix `json:"to,omitzero"`     // rule; redirect: the IPv6 destinations
 	Proto string       `json:"proto,omitempty"` // "tcp" or "udp"
 	Sport uint16       `json:"sport,omitempty"`
-	Dport uint16       `json:"dport,omitempty"`
+	Dport uint16       `json:"dport,omitempty"` // rule; redirect: the listener's
 	Table int          `json:"table,omitempty"` // rule (0: unreachable), route
 
-	Dev string `json:"dev,omitempty"` // route, nft, dns: the TUN
+	Dev    string   `json:"dev,omitempty"`    // route, nft, redirect, dns: the TUN
+	Except []uint16 `json:"except,omitempty"` // redirect: destination ports that are left alone
 
 	// sysctl: Was is the value found, "" if it was Value already
 	Key   string `json:"key,omitempty"` // path below /proc/sys
@@ -82,6 +85,8 @@ func (o op) String() string {
 		return fmt.Sprintf("ip -%d route add default dev %s table %d", o.Family, o.Dev, o.Table)
 	case opNFT:
 		return fmt.Sprintf("nft add table inet %s (tun %s)", nftTable, o.Dev)
+	case opRedirect:
+		return o.redirectString()
 	case opSysctl:
 		return fmt.Sprintf("sysctl %s=%s", strings.ReplaceAll(o.Key, "/", "."), o.Value)
 	case opDNS:
@@ -115,6 +120,18 @@ func (o op) ruleString() string {
 		b.WriteString(" lookup main")
 	default:
 		fmt.Fprintf(&b, " lookup %d", o.Table)
+	}
+	return b.String()
+}
+
+func (o op) redirectString() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "nft redirect tcp of dev %s to :%d", o.Dev, o.Dport)
+	if o.To.IsValid() {
+		fmt.Fprintf(&b, ", also to %s", o.To)
+	}
+	if len(o.Except) > 0 {
+		fmt.Fprintf(&b, ", not to ports %v", o.Except)
 	}
 	return b.String()
 }
@@ -168,6 +185,13 @@ func plan(cfg platform.NetConfig, f facts) []op {
 	}
 	for _, family := range families {
 		ops = append(ops, planRules(family, cfg, f)...)
+	}
+	if cfg.Redirect != 0 && len(families) > 0 && f.NFT {
+		o := op{Kind: opRedirect, Dev: cfg.TUN, Dport: cfg.Redirect, Except: slices.Clone(cfg.RedirectExcept)}
+		if cfg.Default6 && f.IPv6 && cfg.Addr6.IsValid() {
+			o.To = cfg.Addr6.Masked()
+		}
+		ops = append(ops, o)
 	}
 	if len(cfg.DNS) > 0 && f.DNS != dnsNone {
 		ops = append(ops, op{Kind: opDNS, Backend: f.DNS, Servers: slices.Clone(cfg.DNS), Dev: cfg.TUN})

@@ -71,6 +71,32 @@ ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -6 rule add pref 5330 lookup 7891`,
 		},
 		{
+			name: "redirect", f: facts{IPv6: true, NFT: true},
+			cfg: func(c *platform.NetConfig) {
+				c.LAN, c.DNS, c.Redirect, c.RedirectExcept = false, nil, 7777, []uint16{22, 25}
+			},
+			want: `
+nft add table inet atlantic (tun atlantic0)
+ip -4 route add default dev atlantic0 table 7891
+ip -6 route add default dev atlantic0 table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -4 rule add pref 5330 lookup 7891
+ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -6 rule add pref 5330 lookup 7891
+nft redirect tcp of dev atlantic0 to :7777, also to fd61:746c:616e:7469::/64, not to ports [22 25]`,
+		},
+		{
+			name: "redirect without nftables", f: facts{},
+			cfg: func(c *platform.NetConfig) { c.LAN, c.DNS, c.Redirect = false, nil, 7777 },
+			want: `
+ip -4 route add default dev atlantic0 table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -4 rule add pref 5330 lookup 7891`,
+		},
+		{
 			name: "ipv6 left alone", cfg: func(c *platform.NetConfig) { c.Default6, c.LAN, c.DNS = false, false, nil },
 			f: facts{IPv6: true, NFT: true, LAN: lan},
 			want: `

@@ -192,6 +192,8 @@ func (h *Host) do(o op) error {
 		return addRoute(o)
 	case opNFT:
 		return addNFT(o)
+	case opRedirect:
+		return addRedirect(o)
 	case opSysctl:
 		return writeSysctl(o.Key, o.Value)
 	case opDNS:
@@ -210,6 +212,8 @@ func (h *Host) undo(o op) error {
 		return deleteRoute(o)
 	case opNFT:
 		return deleteNFT()
+	case opRedirect:
+		return deleteRedirect()
 	case opSysctl:
 		return restoreSysctl(o)
 	case opDNS:

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -76,6 +77,10 @@ func (q *queue) Write(p []byte) (int, error) {
 	n, err := q.file.Write(p)
 	return n, q.translate(err)
 }
+
+// SyscallConn implements syscall.Conn, for who reads and writes a packet in
+// pieces (readv, writev). What fails there is not translated.
+func (q *queue) SyscallConn() (syscall.RawConn, error) { return q.file.SyscallConn() }
 
 // translate turns what the kernel says about a deleted device (EBADFD, EFAULT
 // or EIO, by the moment) into os.ErrClosed.

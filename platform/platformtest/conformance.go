@@ -42,6 +42,7 @@ func Run(t *testing.T, newHost func() platform.Host, snapshot ...func() string) 
 	}{
 		{"open and close a tun", testTUN},
 		{"apply is idempotent", func(t *testing.T, h platform.Host) { testApply(t, h, state) }},
+		{"a redirect comes and goes", func(t *testing.T, h platform.Host) { testRedirect(t, h, state) }},
 		{"zero config restores", func(t *testing.T, h platform.Host) { testZero(t, h, state) }},
 		{"a failed apply changes nothing", func(t *testing.T, h platform.Host) { testCancelled(t, h, state) }},
 		{"control leaves a socket usable", testControl},
@@ -158,6 +159,32 @@ func testApply(t *testing.T, h platform.Host, state func() string) {
 	apply(t, h, narrow)
 	apply(t, h, cfg)
 	equal(t, "after a detour", state(), first)
+}
+
+// A Host that redirects nothing passes too.
+func testRedirect(t *testing.T, h platform.Host, state func() string) {
+	dev, cfg := open(t, h)
+	defer dev.Close()
+	opened := state()
+	apply(t, h, cfg)
+	redirected := cfg
+	redirected.Redirect, redirected.RedirectExcept = 7777, []uint16{22}
+	apply(t, h, redirected)
+	on := state()
+	apply(t, h, redirected)
+	equal(t, "after the same redirect again", state(), on)
+	apply(t, h, cfg)
+	off := state()
+	redirected.Redirect = 7778
+	apply(t, h, redirected)
+	redirected.Redirect = 7777
+	apply(t, h, redirected)
+	equal(t, "after another redirect", state(), on)
+	apply(t, h, cfg)
+	equal(t, "without the redirect again", state(), off)
+	apply(t, h, redirected)
+	apply(t, h, platform.NetConfig{})
+	equal(t, "after a zero Apply", state(), opened)
 }
 
 func testZero(t *testing.T, h platform.Host, state func() string) {

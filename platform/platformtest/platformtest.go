@@ -101,7 +101,7 @@ func (h *Host) Apply(ctx context.Context, cfg platform.NetConfig) error {
 			return err
 		}
 	}
-	cfg.DNS = slices.Clone(cfg.DNS)
+	cfg.DNS, cfg.RedirectExcept = slices.Clone(cfg.DNS), slices.Clone(cfg.RedirectExcept)
 	h.applied = append(h.applied, cfg)
 	h.current = cfg
 	return nil

@@ -1,0 +1,167 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// The redirect takes the TCP connections of this machine that would enter the
+// TUN to a listener on loopback. It is a chain in our table:
+//
+//	ct timeout redirected { protocol tcp … }
+//	chain loopback {         nat, output, after everybody else's
+//	  oifname TUN  tcp syn  tcp dport != …  ipv4              ct timeout set redirected  redirect to :PORT
+//	  oifname TUN  tcp syn  tcp dport != …  ip6 daddr PREFIX  ct timeout set redirected  redirect to :PORT
+//	}
+//
+// Only the SYN decides: a connection that began before keeps the way it has, and
+// so does a redirected one after the rules are gone, as conntrack remembers it.
+// That needs the chain, although empty, and the other chains' ct expressions:
+// with the last nat chain, or the last user of conntrack, the kernel stops
+// translating what is open. So the chain stays as long as the table.
+//
+// Forwarded traffic does not pass the output hook. A priority behind everybody
+// else's leaves foreign translations (Docker, kube-proxy) as they are.
+
+const (
+	redirectChain    = "loopback" // "redirect" is a keyword of nft
+	redirectTimeouts = "redirected"
+	redirectPriority = nftables.ChainPriority(-90)
+	tcpDport         = 2 // offset in the TCP header
+)
+
+// redirectPolicy is how many seconds conntrack remembers a redirected
+// connection, by state. Nothing gets lost on loopback, so one that has ended is
+// forgotten soon (120 s of TIME_WAIT by default fill a table of 65,536 at 550
+// connections a second); one that is half closed may be silent for minutes
+// (60 s of CLOSE_WAIT by default would cut it); for open ones the listener's
+// keep-alive is the sign of life.
+func redirectPolicy() expr.CtStatePolicyTimeout {
+	return expr.CtStatePolicyTimeout{
+		expr.CtStateTCPSYNSENT: 15, expr.CtStateTCPSYNRECV: 15,
+		expr.CtStateTCPESTABLISHED: 3600,
+		expr.CtStateTCPFINWAIT:     600, expr.CtStateTCPCLOSEWAIT: 600, expr.CtStateTCPLASTACK: 10,
+		expr.CtStateTCPTIMEWAIT: 5, expr.CtStateTCPCLOSE: 5,
+		expr.CtStateTCPRETRANS: 300, expr.CtStateTCPUNACK: 300,
+	}
+}
+
+// addRedirect loads the chain and its rules in one transaction; rules that are
+// there are replaced. A kernel without timeout policies gets the rules without.
+func addRedirect(o op) error {
+	err := loadRedirect(o, true)
+	if err != nil {
+		err = loadRedirect(o, false)
+	}
+	return err
+}
+
+func loadRedirect(o op, timeouts bool) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table := &nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet}
+	chain := c.AddChain(&nftables.Chain{
+		Name: redirectChain, Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(redirectPriority),
+	})
+	c.FlushChain(chain)
+	act := []expr.Any{
+		&expr.Immediate{Register: reg, Data: binaryutil.BigEndian.PutUint16(o.Dport)},
+		&expr.Redir{RegisterProtoMin: reg},
+	}
+	if timeouts {
+		c.AddObj(&nftables.NamedObj{
+			Table: table, Name: redirectTimeouts, Type: nftables.ObjTypeCtTimeout,
+			Obj: &expr.CtTimeout{L3Proto: unix.NFPROTO_INET, L4Proto: unix.IPPROTO_TCP, Policy: redirectPolicy()},
+		})
+		act = append([]expr.Any{&expr.Objref{Type: int(nftables.ObjTypeCtTimeout), Name: redirectTimeouts}}, act...)
+	}
+	matches := [][]expr.Any{ofFamily(unix.NFPROTO_IPV4)}
+	if o.To.IsValid() {
+		matches = append(matches, slices.Concat(ofFamily(unix.NFPROTO_IPV6), towards6(o.To)))
+	}
+	for _, match := range matches {
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(
+			outInterface(o.Dev), tcp(expr.CmpOpEq), tcpIsSyn(), portsOtherThan(o.Except), match, act)})
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("load the nft redirect: %w", err)
+	}
+	return nil
+}
+
+// deleteRedirect empties the chain; see above why it stays.
+func deleteRedirect() error {
+	rules, err := redirectRules()
+	if err != nil || rules == 0 {
+		return nil // no nftables, no table, no chain: no rules
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	c.FlushChain(&nftables.Chain{Name: redirectChain, Table: &nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet}})
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("empty the nft redirect: %w", err)
+	}
+	return nil
+}
+
+// redirectRules is how many rules the chain has.
+func redirectRules() (int, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return 0, err
+	}
+	table := &nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet}
+	rules, err := c.GetRules(table, &nftables.Chain{Name: redirectChain, Table: table})
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	return len(rules), err
+}
+
+func redirectPresent() (bool, error) {
+	n, err := redirectRules()
+	return n > 0, err
+}
+
+func outInterface(name string) []expr.Any {
+	data := make([]byte, unix.IFNAMSIZ)
+	copy(data, name)
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}, compare(expr.CmpOpEq, data)}
+}
+
+func ofFamily(family byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, compare(expr.CmpOpEq, []byte{family})}
+}
+
+func portsOtherThan(ports []uint16) []expr.Any {
+	if len(ports) == 0 {
+		return nil
+	}
+	all := []expr.Any{&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: tcpDport, Len: 2}}
+	for _, p := range ports {
+		all = append(all, compare(expr.CmpOpNeq, binaryutil.BigEndian.PutUint16(p)))
+	}
+	return all
+}
+
+// towards6 matches IPv6 destinations in p, whose length is a multiple of 8.
+func towards6(p netip.Prefix) []expr.Any {
+	addr := p.Masked().Addr().As16()
+	n := p.Bits() / 8
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: uint32(n)},
+		compare(expr.CmpOpEq, addr[:n]),
+	}
+}
