@@ -115,7 +115,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not connected, 4 no permission, 5 no servi
 	if f := root.PersistentFlags().Lookup("socket"); f.DefValue != "" {
 		f.DefValue = "" // help shows what the program does, not this shell's environment
 	}
-	root.AddCommand(a.up(), a.down(), a.status(), a.upstreams(), a.use(), a.flows(), a.why(),
+	root.AddCommand(a.up(), a.down(), a.status(), a.upstreams(), a.use(), a.session(), a.flows(), a.why(),
 		a.rescue(), a.config(), a.service(), a.tray(), a.version())
 	return root
 }

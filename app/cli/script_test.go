@@ -222,6 +222,17 @@ func (b *fakeBackend) Flows() []api.Flow {
 		Phases: api.Phases{Dial: 20, TLS: 0, Connect: 21}}}
 }
 
+func (b *fakeBackend) Sessions() api.Sessions {
+	return api.Sessions{Schema: 1, Sessions: []api.Session{{Upstream: "oxy", ID: "abc1", Domain: "example.com", Address: "pr.example:7777"}}}
+}
+
+func (b *fakeBackend) NewSession(_ context.Context, want api.NewSession) (api.Session, error) {
+	if want.Upstream == "nobody" {
+		return api.Session{}, &api.Error{Code: api.ErrUnknownName, Message: "no such upstream", Hint: "see atlantic upstreams"}
+	}
+	return api.Session{Upstream: "oxy", ID: "abc2", App: want.App, Domain: want.Domain}, nil
+}
+
 func (b *fakeBackend) KillFlow(id uint64) error {
 	if id != 41 {
 		return &api.Error{Code: api.ErrNotFound, Message: fmt.Sprintf("there is no flow %d", id), Hint: "see: atlantic flows"}

@@ -46,9 +46,28 @@ func (a *app) printUpstreams(ups api.Upstreams) {
 		}
 		rows = append(rows, []string{mark, u.Name, u.Scheme, u.Address, millis(u.RTTms), udp, earlyText(u.Early), strconv.Itoa(u.Warm),
 			strconv.FormatUint(u.Flows, 10), trouble})
+		rows = append(rows, endpointRows(u.Endpoints)...)
 	}
 	a.out.table([]string{" ", "NAME", "SCHEME", "ADDRESS", "RTT", "UDP", "EARLY DATA", "WARM", "FLOWS", ""}, rows)
 	a.out.line("%s", a.out.dim("chosen: "+ups.Choice+" · change it: atlantic use NAME|auto"))
+}
+
+// maxEndpoints are shown of one upstream; a list may have thousands.
+const maxEndpoints = 16
+
+func endpointRows(all []api.Endpoint) (rows [][]string) {
+	for i, e := range all {
+		if i == maxEndpoints {
+			return append(rows, []string{" ", "  … " + strconv.Itoa(len(all)-i) + " more: --json", "", "", "", "", "", "", "", ""})
+		}
+		trouble := e.Error
+		if e.State == "open" {
+			trouble = "left alone for a while: " + e.Error
+		}
+		rows = append(rows, []string{" ", "  " + strconv.Itoa(e.Rank) + " " + e.Name, e.Scheme, e.Address, millis(e.ConnectMS), "",
+			earlyText(e.Early), strconv.Itoa(e.Warm), strconv.FormatUint(e.Flows, 10), trouble})
+	}
+	return rows
 }
 
 // earlyText is a verdict on early data for people.

@@ -71,6 +71,17 @@ func (c *Client) Upstreams(ctx context.Context) (api.Upstreams, error) {
 	return get[api.Upstreams](ctx, c, "/v1/upstreams")
 }
 
+// Sessions returns the exit identities in use.
+func (c *Client) Sessions(ctx context.Context) (api.Sessions, error) {
+	return get[api.Sessions](ctx, c, "/v1/session")
+}
+
+// NewSession takes a new exit identity; it is in use when this returns. It may
+// take as long as a look at it does (a minute at most).
+func (c *Client) NewSession(ctx context.Context, s api.NewSession) (api.Session, error) {
+	return call[api.Session](ctx, c, prefsTimeout, http.MethodPost, "/v1/session/new", s)
+}
+
 // Flows returns the live flows.
 func (c *Client) Flows(ctx context.Context) (api.FlowList, error) {
 	return get[api.FlowList](ctx, c, "/v1/flows")

@@ -185,11 +185,12 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // service is a service with a state that outlives its restarts.
 type service struct {
-	apiserver.Inspect // Upstreams only is used
-	mu                sync.Mutex
-	st                api.Status
-	choice            string
-	changed           chan struct{} // closed by the next change
+	apiserver.Inspect  // Upstreams only is used
+	apiserver.Identity // not used
+	mu                 sync.Mutex
+	st                 api.Status
+	choice             string
+	changed            chan struct{} // closed by the next change
 }
 
 func (s *service) Status() api.Status { s.mu.Lock(); defer s.mu.Unlock(); return s.st }

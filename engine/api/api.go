@@ -54,7 +54,7 @@ type Status struct {
 // Upstream is one upstream proxy, as the outside may see it: no credentials.
 type Upstream struct {
 	Name      string  `json:"name"`
-	Scheme    string  `json:"scheme"` // direct, http, https, socks5
+	Scheme    string  `json:"scheme"` // direct, http, https, socks5, group
 	Address   string  `json:"address,omitempty"`
 	RTTms     float64 `json:"rtt_ms"`     // of the last connection set up to it; 0 if unknown
 	EarlyData bool    `json:"early_data"` // the app's first bytes leave before the proxy has answered
@@ -70,6 +70,8 @@ type Upstream struct {
 	WarmHits  uint64 `json:"warm_hits,omitempty"`
 	EarlyHits uint64 `json:"early_hits,omitempty"`
 	Sessions  int    `json:"sessions,omitempty"` // of HTTP/2, now
+	// Endpoints are its proxies, best first, if it has several.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
 
 // Percentiles in milliseconds; zero if nothing was measured.

@@ -50,6 +50,7 @@ const (
 type Backend interface {
 	Control
 	Inspect
+	Identity
 }
 
 // Control steers the service.
@@ -75,6 +76,14 @@ type Inspect interface {
 	KillFlow(id uint64) error
 	Why(host string) (api.Why, error)
 	Config() api.Config
+}
+
+// Identity is about the exits of upstreams that have several.
+type Identity interface {
+	Sessions() api.Sessions
+	// NewSession makes a new identity, dials through it and only then puts it in
+	// use.
+	NewSession(context.Context, api.NewSession) (api.Session, error)
 }
 
 // Options of New.

@@ -103,6 +103,17 @@ func (b *fakeBackend) Upstreams() api.Upstreams {
 	return api.Upstreams{Schema: 1, Choice: "auto", Upstreams: []api.Upstream{{Name: "a\"b\\c\nd", RTTms: 12}}}
 }
 func (b *fakeBackend) Flows() []api.Flow { return nil }
+func (b *fakeBackend) Sessions() api.Sessions {
+	return api.Sessions{Schema: 1, Sessions: []api.Session{{Upstream: "oxy", ID: "abc1", Domain: "example.com", Address: "pr.example:7777"}}}
+}
+
+func (b *fakeBackend) NewSession(_ context.Context, want api.NewSession) (api.Session, error) {
+	if want.Upstream == "nobody" {
+		return api.Session{}, &api.Error{Code: api.ErrUnknownName, Message: "no such upstream", Hint: "see atlantic upstreams"}
+	}
+	return api.Session{Upstream: "oxy", ID: "abc2", App: want.App, Domain: want.Domain}, nil
+}
+
 func (b *fakeBackend) KillFlow(id uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -219,6 +230,11 @@ func TestCalls(t *testing.T) {
 		{"DELETE", "/v1/flows/x", "", 400, "is a number"},
 		{"DELETE", "/v1/flows/", "", 404, `"code":"not_found"`},
 		{"DELETE", "/v1/flows/7/8", "", 404, `"code":"not_found"`},
+		{"GET", "/v1/session", "", 200, `"id":"abc1"`},
+		{"POST", "/v1/session/new", `{"domain":"example.com"}`, 200, `"id":"abc2","domain":"example.com"`},
+		{"POST", "/v1/session/new", `{"upstream":"nobody"}`, 404, "no such upstream"},
+		{"POST", "/v1/session/new", `{"path":"/etc/passwd"}`, 400, "unknown field"},
+		{"POST", "/v1/session/new", `{"app":"` + strings.Repeat("x", 5000) + `"}`, 400, "longer than"},
 		{"GET", "/v1/why?host=example.com", "", 200, `"host":"example.com"`},
 		{"GET", "/v1/why?host=broken", "", 500, "it broke"},
 		{"GET", "/v1/why", "", 400, "host is missing"},

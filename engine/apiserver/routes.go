@@ -42,6 +42,8 @@ func routes() []route {
 		{method: "PATCH", path: "/v1/prefs", access: admins, body: true, serve: (*Server).prefs},
 		{method: "GET", path: "/v1/watch", access: admins, serve: (*Server).watch},
 		{method: "GET", path: "/v1/upstreams", access: admins, serve: (*Server).upstreams},
+		{method: "GET", path: "/v1/session", access: admins, serve: (*Server).sessions},
+		{method: "POST", path: "/v1/session/new", access: admins, body: true, serve: (*Server).newSession},
 		{method: "GET", path: "/v1/flows", access: admins, serve: (*Server).flows},
 		{method: "DELETE", path: "/v1/flows/{id}", access: admins, serve: (*Server).killFlow},
 		{method: "GET", path: "/v1/why", access: admins, query: "host", serve: (*Server).why},
@@ -117,18 +119,49 @@ func (s *Server) prefs(w http.ResponseWriter, r *http.Request, _ string) error {
 	if err := readJSON(w, r, &p); err != nil {
 		return err
 	}
-	// A change of upstream is checked against the upstream before it is
-	// accepted. A recorder has no deadlines; then there is none to move.
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Time{})
-	_ = rc.SetWriteDeadline(time.Now().Add(prefsTimeout))
-	ctx, cancel := context.WithTimeout(r.Context(), prefsTimeout-time.Second)
+	ctx, cancel := patient(w, r)
 	defer cancel()
 	st, err := s.backend.SetPrefs(ctx, p)
 	if err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, st)
+}
+
+// patient gives a call the time to look at an upstream before it is accepted.
+// A recorder has no deadlines; then there is none to move.
+func patient(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Time{})
+	_ = rc.SetWriteDeadline(time.Now().Add(prefsTimeout))
+	return context.WithTimeout(r.Context(), prefsTimeout-time.Second)
+}
+
+func (s *Server) sessions(w http.ResponseWriter, _ *http.Request, _ string) error {
+	list := s.backend.Sessions()
+	if list.Sessions == nil {
+		list.Sessions = []api.Session{} // [] and not null
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
+
+func (s *Server) newSession(w http.ResponseWriter, r *http.Request, _ string) error {
+	var want api.NewSession
+	if err := readJSON(w, r, &want); err != nil {
+		return err
+	}
+	for _, v := range []string{want.Upstream, want.App, want.Domain} {
+		if len(v) > 4096 {
+			return badRequest("a name in the body is longer than 4096 bytes")
+		}
+	}
+	ctx, cancel := patient(w, r)
+	defer cancel()
+	made, err := s.backend.NewSession(ctx, want)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, made)
 }
 
 func (s *Server) upstreams(w http.ResponseWriter, _ *http.Request, _ string) error {
