@@ -42,20 +42,27 @@ const (
 // pipeline is everything that runs only while the engine does: the TUN and its
 // netstack, the local proxy, and the changes to the machine.
 type pipeline struct {
-	dev     tun.Device // nil without a TUN
-	stack   *netstack.Stack
-	local   *listener.Listener // nil if not wanted
-	name    string             // of the TUN
-	addr4   netip.Prefix
-	mtu     int
-	dnsOn   bool
-	ipv6    bool                  // the TUN has an IPv6 address
-	warning string                // what works less well than it could, "" if nothing
-	cancel  context.CancelFunc    // ends all parts
-	stop    context.CancelFunc    // ends stack alone; nil without one
-	death   atomic.Pointer[error] // why a part has ended of itself; nil while none has
-	wait    sync.WaitGroup
-	once    sync.Once
+	dev        tun.Device // nil without a TUN
+	stack      *netstack.Stack
+	local      *listener.Listener // nil if not wanted
+	name       string             // of the TUN
+	addr4      netip.Prefix
+	mtu        int
+	dnsOn      bool
+	ipv6       bool                  // the TUN has an IPv6 address
+	warning    string                // what works less well than it could, "" if nothing
+	cancel     context.CancelFunc    // ends all parts
+	stop       context.CancelFunc    // ends stack alone; nil without one
+	death      atomic.Pointer[error] // why a part has ended of itself; nil while none has
+	redirected atomic.Bool           // new TCP connections come by the redirect
+
+	netMu       sync.Mutex
+	net         platform.NetConfig // guarded by netMu: in force, but for the redirect
+	hadRedirect bool               // guarded by netMu: some flows may have come by it
+	left        bool               // guarded by netMu: the machine is being restored
+
+	wait sync.WaitGroup
+	once sync.Once
 }
 
 // openPipeline brings the data path up, the machine's routes and DNS last, so
@@ -103,14 +110,20 @@ func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
 		return err
 	}
 	p.dnsOn = true
-	err = e.opt.Host.Apply(ctx, platform.NetConfig{
+	p.net = platform.NetConfig{
 		TUN: p.name, Addr4: p.addr4, Addr6: addr6, MTU: p.mtu,
 		Default4: true, Default6: true,
 		LAN: cfg.Protect.LAN,
 		DNS: []netip.Addr{p.addr4.Addr().Next(), dnsAddr6},
-	})
+	}
+	if err := e.opt.Host.Apply(ctx, p.net); err != nil {
+		return err
+	}
 	p.ipv6 = hasAddress(p.name, addr6.Addr())
-	return err
+	if p.stack.RedirectPort() != 0 {
+		p.goRun(e, run, "redirect", func(ctx context.Context) error { return p.carry(ctx, e) })
+	}
+	return nil
 }
 
 // hasAddress tells whether the interface bears a: a machine whose IPv6 is
