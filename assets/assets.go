@@ -3,12 +3,16 @@
 //	icons/gen ──go generate──► icons/*.png, *.ico ──embed──► Icon, ICO
 //
 // The icons are drawn by code, so that a change of the mark is a change of a
-// few numbers. It imports nothing of ours; app/tray and the installers use it.
+// few numbers. providers/*.toml say how vendors of proxies want to be addressed
+// (engine/resolve parses them): a new vendor is a new file. It imports nothing
+// of ours; app/tray, the engine and the installers use it.
 package assets
 
 import (
 	"embed"
 	"fmt"
+	"path"
+	"strings"
 )
 
 //go:generate go run ./icons/gen -out icons
@@ -27,4 +31,25 @@ func Icon(name, variant string, size int) ([]byte, error) {
 // ICO returns a Windows icon with images of 16 to 48 pixels (256 for app).
 func ICO(name string) ([]byte, error) {
 	return icons.ReadFile("icons/" + name + ".ico")
+}
+
+//go:embed providers/*.toml
+var providers embed.FS
+
+// Provider returns the template of a provider: the text of providers/KIND.toml.
+func Provider(kind string) ([]byte, error) {
+	return providers.ReadFile("providers/" + kind + ".toml")
+}
+
+// Providers are the kinds that Provider knows, sorted.
+func Providers() []string {
+	entries, err := providers.ReadDir("providers")
+	if err != nil {
+		panic(err) // the directory is embedded
+	}
+	var kinds []string
+	for _, e := range entries {
+		kinds = append(kinds, strings.TrimSuffix(path.Base(e.Name()), ".toml"))
+	}
+	return kinds
 }

@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"time"
 )
 
@@ -58,8 +59,8 @@ func (s Secret) Format(f fmt.State, _ rune)   { fmt.Fprint(f, s.String()) }
 func (s Secret) LogValue() slog.Value         { return slog.StringValue(s.String()) }
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Endpoint is one way to reach a proxy under one identity. It is immutable:
-// its user name and password never change, so that a pool keyed by them, or by
+// Endpoint is one way to reach a proxy under one identity. Do not copy it. Its
+// fields are immutable: its user name and password never change, so that a pool keyed by them, or by
 // the pointer, stays warm for the identity's life.
 type Endpoint struct {
 	ID        uint64 // unique within a Resolver, never used again
@@ -78,7 +79,9 @@ type Endpoint struct {
 	OneShot   bool          // meant for one flow only: not to be pooled under this user name
 	Attached  any           // what Gateway.Attached was
 
-	m *member // nil if it came from nowhere
+	m       *member      // nil if it came from nowhere
+	binding *binding     // who uses it; nil if static or for one flow
+	strikes atomic.Int32 // failures in a row to find or reach an exit
 }
 
 // Addr is "host:port" as for net.Dial.
@@ -102,6 +105,7 @@ const (
 	SessionEnded             // the exit behind this identity is gone
 	NoExit                   // it found no exit, or failed internally
 	Target                   // the endpoint works; the target does not
+	Canceled                 // the caller gave up: says nothing
 )
 
 // Outcome is what became of a dial.
@@ -175,11 +179,23 @@ type Options struct {
 	// circuit may close again. Nil: only flows measure, and one flow at a time
 	// tries a circuit.
 	Probe func(ctx context.Context, e *Endpoint) (time.Duration, error)
-	// Retired is told about endpoints that will not be picked any more. It is
-	// called without a lock held and must not block. May be nil.
+	// Retired is told about endpoints that will not be picked any more; flows
+	// that use them go on. It must not block or call the Resolver. May be nil.
 	Retired func(*Endpoint)
 	Log     *slog.Logger  // nil: silent
 	Rand    func() uint64 // for tests; nil is math/rand/v2. Any goroutine calls it.
+}
+
+func (g *Gateway) validate() error {
+	switch {
+	case !knownScheme(g.Scheme):
+		return fmt.Errorf("scheme %q is none of http, https, socks5", g.Scheme)
+	case !isHost(g.Host):
+		return errors.New("host is not a host name or address")
+	case g.Port == 0:
+		return errors.New("no port")
+	}
+	return checkCredentials(g.Scheme, g.Username, g.Password)
 }
 
 // Errors of Pick and Next; Unavailable is the third.
@@ -198,25 +214,4 @@ type Unavailable struct {
 
 func (u *Unavailable) Error() string {
 	return fmt.Sprintf("group %q: no endpoint is usable: %s", u.Name, u.Text)
-}
-
-// Retry says what to do with a flow that the provider has refused.
-type Retry uint8
-
-const (
-	NoRetry         Retry = iota
-	RetrySame             // once more with the same endpoint
-	RetryNewSession       // Report, then Pick again: the key has a new identity by then
-	RetryOther            // Report, then Next
-)
-
-// Reaction is what to do about a provider's answer. The flow's bytes have not
-// reached the target, so that a retry is safe.
-type Reaction struct {
-	Retry   Retry
-	Outcome Outcome       // what to Report
-	Stop    bool          // the account is unusable until the user acts: tell them
-	Avoid   time.Duration // do not ask this provider for this host for so long; 0: no limit
-	Message string        // for people: what the code means, and the vendor's own words
-	Hint    string        // what the user can do; may be ""
 }

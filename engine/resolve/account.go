@@ -1,0 +1,391 @@
+package resolve
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Account is a customer's account at a provider: one [[provider]].
+type Account struct {
+	Name     string
+	Template *Template
+	Username string
+	Password Secret
+	Vars     map[string]string // what the template's grammar takes: country, state, city, zone …; "" counts as absent
+	Session  SessionMode
+	Pinned   bool     // an identity whose exit has ended is kept until its time is over
+	Scheme   string   // "" is the first of the template's gateways
+	Host     string   // in place of the template's
+	Port     uint16   // in place of the template's
+	Ports    []uint16 // of targets that this account may use, in place of the template's; a single 0 is any
+	Weight   int
+	Attached any // as Gateway's
+
+	// The grammars of user name and password, in place of the template's, for
+	// vendors that have no file: "{user}-country-{country}[-session-{session}]".
+	UsernameFormat, PasswordFormat string
+}
+
+// SessionMode says for whom one identity serves, and how long.
+type SessionMode struct {
+	Scope Scope
+	Life  time.Duration // 0: the template's own
+}
+
+// Scope says which flows share an identity.
+type Scope uint8
+
+const (
+	Shared        Scope = iota // all flows
+	PerConnection              // none: each flow has its own
+	PerApp                     // those of one process path
+	PerDomain                  // those to one registrable domain
+)
+
+var scopeNames = [...]string{"sticky", "per-connection", "per-app", "per-domain"}
+
+// The lives that ParseSession takes; a template may allow less.
+const (
+	minLife = time.Minute
+	maxLife = 7 * 24 * time.Hour
+)
+
+// ParseSession reads "per-connection", "sticky", "per-app" or "per-domain", the
+// last three with a life if wanted: "sticky-10m", "per-app-1h30m". "" is sticky.
+func ParseSession(s string) (SessionMode, error) {
+	if s == "" {
+		return SessionMode{}, nil
+	}
+	for scope, name := range scopeNames {
+		rest, ok := strings.CutPrefix(s, name)
+		if !ok || rest != "" && (rest[0] != '-' || Scope(scope) == PerConnection) {
+			continue
+		}
+		m := SessionMode{Scope: Scope(scope)}
+		if rest != "" {
+			life, err := time.ParseDuration(rest[1:])
+			if err != nil || life < minLife || life > maxLife || life%time.Second != 0 {
+				return m, fmt.Errorf("session %q: the life must be 1m to 168h, in whole seconds", clip(s, 40))
+			}
+			m.Life = life
+		}
+		return m, nil
+	}
+	return SessionMode{}, fmt.Errorf("session %q is unknown: use per-connection, sticky-10m, per-app-10m or per-domain-10m", clip(s, 40))
+}
+
+// String is what ParseSession reads.
+func (m SessionMode) String() string {
+	if m.Life == 0 {
+		return scopeNames[m.Scope]
+	}
+	return scopeNames[m.Scope] + "-" + shortDuration(m.Life)
+}
+
+// shortDuration is d without the units that are zero: 10m, 1h, 1h30m.
+func shortDuration(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = text[:len(text)-2]
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = text[:len(text)-2]
+	}
+	return text
+}
+
+// sessionRule is how a provider's session ids and lives look.
+type sessionRule struct {
+	chars    string
+	length   int
+	min, max uint64 // of a number; max 0: it is not one
+
+	life, idle     time.Duration
+	unit           string // of {ttl}; "": there is no such place
+	ttlMin, ttlMax time.Duration
+}
+
+type rawSession struct {
+	Chars   string `toml:"chars"` // alnum, lower-alnum, digits
+	Length  int    `toml:"length"`
+	Min     uint64 `toml:"min"`
+	Max     uint64 `toml:"max"`
+	Life    string `toml:"life"`
+	Idle    string `toml:"idle"`
+	TTLUnit string `toml:"ttl_unit"` // minutes, seconds, suffix (10m)
+	TTLMin  string `toml:"ttl_min"`
+	TTLMax  string `toml:"ttl_max"`
+}
+
+const (
+	digits = "0123456789"
+	lower  = "abcdefghijklmnopqrstuvwxyz"
+)
+
+func (t *Template) checkSession(raw *rawTemplate) error {
+	s := raw.Session
+	if s == nil {
+		return nil
+	}
+	rule := &sessionRule{length: s.Length, min: s.Min, max: s.Max, unit: s.TTLUnit}
+	switch s.Chars {
+	case "alnum":
+		rule.chars = digits + lower + strings.ToUpper(lower)
+	case "lower-alnum":
+		rule.chars = digits + lower
+	case "digits":
+		rule.chars = digits
+	default:
+		return fmt.Errorf("session: chars %q is none of alnum, lower-alnum, digits", s.Chars)
+	}
+	switch {
+	case s.Max != 0 && (s.Chars != "digits" || s.Max < s.Min || s.Max-s.Min < 1000 || s.Length != 0):
+		return errors.New("session: min and max go with digits, without length, and are 1000 apart or more")
+	case s.Max == 0 && (s.Length < 4 || s.Length > 64):
+		return errors.New("session: length must be 4 to 64")
+	}
+	switch s.TTLUnit {
+	case "", "minutes", "seconds", "suffix":
+	default:
+		return fmt.Errorf("session: ttl_unit %q is none of minutes, seconds, suffix", s.TTLUnit)
+	}
+	for _, d := range []struct {
+		key, text string
+		to        *time.Duration
+	}{{"life", s.Life, &rule.life}, {"idle", s.Idle, &rule.idle}, {"ttl_min", s.TTLMin, &rule.ttlMin}, {"ttl_max", s.TTLMax, &rule.ttlMax}} {
+		if d.text == "" {
+			continue
+		}
+		v, err := time.ParseDuration(d.text)
+		if err != nil || v <= 0 {
+			return fmt.Errorf("session: %s %q is not a length of time", d.key, d.text)
+		}
+		*d.to = v
+	}
+	if rule.unit != "" && (rule.ttlMax == 0 || rule.ttlMin > rule.ttlMax) {
+		return errors.New("session: ttl_unit needs ttl_max, not below ttl_min")
+	}
+	t.session = rule
+	return nil
+}
+
+// id makes a session id.
+func (s *sessionRule) id(rand func() uint64) string {
+	if s.max != 0 {
+		n, _ := bits.Mul64(rand(), s.max-s.min+1)
+		return strconv.FormatUint(s.min+n, 10)
+	}
+	b := make([]byte, s.length)
+	for i := range b {
+		n, _ := bits.Mul64(rand(), uint64(len(s.chars)))
+		b[i] = s.chars[n]
+	}
+	return string(b)
+}
+
+// ttl writes the whole life that the provider is asked for: never what is left
+// of it, which would change the user name.
+func (s *sessionRule) ttl(life time.Duration) string {
+	switch s.unit {
+	case "minutes":
+		return strconv.Itoa(int((life + time.Minute - 1) / time.Minute))
+	case "seconds":
+		return strconv.Itoa(int(life / time.Second))
+	case "suffix":
+		for _, u := range []struct {
+			d    time.Duration
+			name string
+		}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}} {
+			if life%u.d == 0 {
+				return strconv.Itoa(int(life/u.d)) + u.name
+			}
+		}
+		return strconv.Itoa(int(life/time.Second)) + "s"
+	}
+	return ""
+}
+
+// Validate says what is wrong with the account, in words for its user.
+func (a *Account) Validate() error {
+	_, err := a.compile()
+	return err
+}
+
+// credentials makes an account's user names and passwords.
+type credentials struct {
+	user, pass grammar
+	values     map[string]string // of the places
+	session    *sessionRule      // nil: every flow has the same name
+	life       time.Duration     // of an identity; 0: one flow
+	gateway    templateGateway
+}
+
+// compile checks the account against its template.
+func (a *Account) compile() (*credentials, error) {
+	t := a.Template
+	if t == nil {
+		return nil, errors.New("provider is unknown")
+	}
+	c := &credentials{user: t.username, pass: t.password, values: map[string]string{}}
+	var err error
+	if c.gateway, err = t.gateway(a.Scheme); err != nil {
+		return nil, err
+	}
+	if a.Host != "" {
+		c.gateway.Host = a.Host
+	}
+	if a.Port != 0 {
+		c.gateway.Port = a.Port
+	}
+	if !isHost(c.gateway.Host) || c.gateway.Port == 0 {
+		return nil, fmt.Errorf("%s needs host and port", t.Name)
+	}
+	if a.Ports != nil {
+		c.gateway.Ports = slices.DeleteFunc(slices.Clone(a.Ports), func(p uint16) bool { return p == 0 })
+	}
+	if a.UsernameFormat != "" {
+		if c.user, err = t.format("username_format", a.UsernameFormat); err != nil {
+			return nil, err
+		}
+	}
+	if a.PasswordFormat != "" {
+		if c.pass, err = t.format("password_format", a.PasswordFormat); err != nil {
+			return nil, err
+		}
+	}
+	needed, optional := c.places()
+	if err := c.setValues(a, needed, optional); err != nil {
+		return nil, err
+	}
+	if optional["session"] {
+		c.session = t.session
+	}
+	if err := c.setSession(a.Session, t.rotates, optional["ttl"]); err != nil {
+		return nil, err
+	}
+	e := c.mint(func() uint64 { return 1 << 63 })
+	return c, checkCredentials(c.gateway.Scheme, e.Username, e.Password)
+}
+
+// places are those that must have a value and those that may.
+func (c *credentials) places() (needed, optional map[string]bool) {
+	needed, optional = map[string]bool{}, map[string]bool{}
+	for _, g := range []grammar{c.user, c.pass} {
+		g.each(func(place string, opt bool) {
+			if opt {
+				optional[place] = true
+			} else {
+				needed[place] = true
+			}
+		})
+	}
+	return needed, optional
+}
+
+func (c *credentials) setValues(a *Account, needed, optional map[string]bool) error {
+	t := a.Template
+	for name, text := range a.Vars {
+		if text != "" && (t.vars[name] == nil || !needed[name] && !optional[name]) {
+			return fmt.Errorf("%s does not take %s; it takes: %s", t.Name, clip(name, 32), strings.Join(slices.Sorted(maps.Keys(t.vars)), ", "))
+		}
+	}
+	for name, v := range t.vars {
+		text, err := v.value(name, a.Vars[name])
+		if err != nil {
+			return err
+		}
+		c.values[name] = text
+	}
+	for name, v := range t.vars {
+		for _, other := range v.Requires {
+			if c.values[name] != "" && c.values[other] == "" {
+				return fmt.Errorf("%s needs %s as well", name, other)
+			}
+		}
+	}
+	c.values["user"], c.values["password"] = a.Username, a.Password.Reveal()
+	for name := range needed {
+		if c.values[name] == "" {
+			return fmt.Errorf("%s is missing", strings.Replace(name, "user", "username", 1))
+		}
+	}
+	return nil
+}
+
+// setSession checks the mode; withTTL says that the provider is told the life.
+func (c *credentials) setSession(m SessionMode, rotates, withTTL bool) error {
+	s := c.session
+	if s == nil {
+		if m.Scope != Shared || m.Life != 0 {
+			return errors.New("this provider has no sessions, or the format has no {session}")
+		}
+		return nil
+	}
+	if m.Scope == PerConnection {
+		if rotates {
+			c.session = nil // the provider does it, and one name keeps one pool warm
+		}
+		return nil
+	}
+	c.life = m.Life
+	if c.life == 0 {
+		c.life = s.life
+	}
+	if c.life == 0 {
+		c.life = defaultLife
+	}
+	switch {
+	case withTTL && (c.life < s.ttlMin || c.life > s.ttlMax):
+		return fmt.Errorf("a session's life must be %s to %s with this provider", shortDuration(s.ttlMin), shortDuration(s.ttlMax))
+	case withTTL && s.unit == "minutes" && c.life%time.Minute != 0:
+		return errors.New("a session's life is in whole minutes with this provider")
+	case !withTTL && s.life != 0 && c.life > s.life:
+		return fmt.Errorf("a session lives for %s with this provider", shortDuration(s.life))
+	}
+	return nil
+}
+
+// mint makes an Endpoint that has credentials and nothing else.
+func (c *credentials) mint(rand func() uint64) *Endpoint {
+	e := &Endpoint{}
+	ttl := ""
+	if c.session != nil {
+		e.Session, e.IdleLimit = c.session.id(rand), c.session.idle
+		if c.life != 0 {
+			ttl = c.session.ttl(c.life)
+		}
+	}
+	of := func(place string) string {
+		switch place {
+		case "session":
+			return e.Session
+		case "ttl":
+			return ttl
+		}
+		return c.values[place]
+	}
+	e.Username, e.Password = c.user.fill(of), Secret(c.pass.fill(of))
+	return e
+}
+
+// checkCredentials refuses what the protocol cannot carry.
+func checkCredentials(scheme, user string, pass Secret) error {
+	switch {
+	case scheme == "socks5" && (len(user) > 255 || len(pass) > 255):
+		return errors.New("user name or password is longer than the 255 bytes that SOCKS5 carries (RFC 1929)")
+	case scheme != "socks5" && strings.Contains(user, ":"):
+		return errors.New("user name holds a colon, which Basic authentication cannot carry (RFC 7617)")
+	case len(user)+len(pass) > 4096:
+		return errors.New("user name and password are too long")
+	case strings.ContainsFunc(user+pass.Reveal(), unicode.IsControl):
+		return errors.New("user name or password holds a control character")
+	}
+	return nil
+}
