@@ -30,37 +30,70 @@ const (
 	halfClosedIdle = 5 * time.Minute
 )
 
+// relay is a stream that is being carried.
+//
+//	app ──up──► upstream      two pumps, one goroutine each, while bytes move;
+//	app ◄─down─ upstream      none after a pause (rest.go)
+type relay struct {
+	h        *Handler
+	up, down pump
+	half     atomic.Int64 // 0 while both directions run; then when idling ends, in Unix nanoseconds
+	parked   atomic.Bool  // it rests
+	resting  rest
+}
+
 // relay copies between app and up until both directions have ended, and
 // closes both. A FIN on one side becomes a FIN on the other, and the other
 // direction runs on; a reset, or any error, on one side becomes a reset of
 // both. So does the end of ctx.
 func (h *Handler) relay(ctx context.Context, l *live, app, up flow.StreamConn) {
+	head, app := flow.Unwrap(app)
+	r := &relay{h: h}
+	r.up = pump{relay: r, dst: up, src: app, head: head, count: l.countUp}
+	r.down = pump{relay: r, dst: app, src: up, count: func(n int) {
+		if l.firstByte.Load() == 0 {
+			h.cameBack(l)
+		}
+		l.countDown(n)
+	}}
 	stop := context.AfterFunc(ctx, func() {
 		abort(app)
 		abort(up)
 	})
 	defer stop()
-	var half atomic.Bool
-	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		h.oneWay(&pump{h: h, dst: up, src: app, half: &half, count: l.countUp})
-	}()
-	h.oneWay(&pump{h: h, dst: app, src: up, half: &half, count: func(n int) {
-		if l.firstByte.Load() == 0 {
-			h.cameBack(l)
+	l.relay.Store(r)
+	for r.copy(); !r.up.ended || !r.down.ended; r.copy() {
+		if !r.wait(ctx) {
+			abort(app)
+			abort(up)
+			break
 		}
-		l.countDown(n)
-	}})
-	wg.Wait()
+	}
 	_ = app.Close()
 	_ = up.Close()
 }
 
-// oneWay runs one direction to its end.
-func (h *Handler) oneWay(p *pump) {
-	if err := p.run(); err != nil {
+// copy runs the directions that have not ended, until each has ended or both
+// rest.
+func (r *relay) copy() {
+	var wg sync.WaitGroup
+	if !r.up.ended {
+		wg.Go(r.up.oneWay)
+	}
+	if !r.down.ended {
+		r.down.oneWay()
+	}
+	wg.Wait()
+}
+
+// oneWay runs one direction to its end, or until the relay rests.
+func (p *pump) oneWay() {
+	err := p.run()
+	if errors.Is(err, errRest) {
+		return
+	}
+	p.ended = true
+	if err != nil {
 		abort(p.src)
 		abort(p.dst)
 		return
@@ -68,10 +101,22 @@ func (h *Handler) oneWay(p *pump) {
 	// If dst is broken the other direction finds out by reading.
 	_ = p.dst.CloseWrite()
 	// What is left is the other direction, from dst to src.
-	p.half.Store(true)
-	limit := time.Now().Add(halfClosedIdle)
+	limit := p.extend()
 	_ = p.dst.SetReadDeadline(limit)
 	_ = p.src.SetWriteDeadline(limit)
+}
+
+// extend puts the end of a half-closed flow off.
+func (r *relay) extend() time.Time {
+	limit := time.Now().Add(halfClosedIdle)
+	r.half.Store(limit.UnixNano())
+	return limit
+}
+
+// idled reports whether a half-closed flow has been idle for too long.
+func (r *relay) idled() bool {
+	limit := r.half.Load()
+	return limit != 0 && time.Now().UnixNano() >= limit
 }
 
 // abort closes c with a reset where it knows how (TCP, HTTP/2 streams).
@@ -84,10 +129,11 @@ func abort(c net.Conn) {
 
 // pump is one direction of a relay.
 type pump struct {
-	h        *Handler
+	*relay
 	dst, src flow.StreamConn
-	half     *atomic.Bool // the other direction has ended
+	head     []byte // comes before what src gives
 	count    func(n int)
+	ended    bool // owned by relay.copy's goroutines, one after the other
 }
 
 // run copies until the end of src (nil) or an error of either side.
@@ -97,6 +143,12 @@ type pump struct {
 //	from a chunk queue  the source writes its chunks itself (HTTP/2 streams)
 //	anything else       a small buffer waits; a large one takes over while it fills
 func (p *pump) run() error {
+	if head := p.head; len(head) > 0 {
+		p.head = nil
+		if _, err := p.Write(head); err != nil {
+			return err
+		}
+	}
 	if src, ok := p.src.(*net.TCPConn); ok && canWait {
 		return p.runTCP(src)
 	}
@@ -121,8 +173,8 @@ func (p *pump) Write(b []byte) (int, error) {
 // moved counts n bytes and puts the end of a half-closed flow off.
 func (p *pump) moved(n int) {
 	p.count(n)
-	if p.half.Load() {
-		limit := time.Now().Add(halfClosedIdle)
+	if p.half.Load() != 0 {
+		limit := p.extend()
 		_ = p.src.SetReadDeadline(limit)
 		_ = p.dst.SetWriteDeadline(limit)
 	}
@@ -143,6 +195,13 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 			_, err = p.Write(b[:n])
 			p.h.chunks.Put(b)
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) && !p.idled() {
+			if p.rest() {
+				return errRest
+			}
+			p.resume()
+			continue
+		}
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -162,12 +221,7 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 // It does so in slices of spliceSlice at most, so that counters stay live and
 // no pipe is held through a pause.
 func (p *pump) splice(dst, src *net.TCPConn) error {
-	defer func() {
-		_ = src.SetReadDeadline(time.Time{})
-		if p.half.Load() { // set by the other direction, maybe just now
-			_ = src.SetReadDeadline(time.Now().Add(halfClosedIdle))
-		}
-	}()
+	defer p.resume()
 	for {
 		begin := time.Now()
 		_ = src.SetReadDeadline(begin.Add(spliceSlice))
@@ -185,6 +239,15 @@ func (p *pump) splice(dst, src *net.TCPConn) error {
 		if err != nil || n == 0 {
 			return err
 		}
+	}
+}
+
+// resume lifts the read deadline, but for one that the other direction's end
+// has set, maybe just now.
+func (p *pump) resume() {
+	_ = p.src.SetReadDeadline(time.Time{})
+	if limit := p.half.Load(); limit != 0 {
+		_ = p.src.SetReadDeadline(time.Unix(0, limit))
 	}
 }
 

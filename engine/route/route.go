@@ -90,7 +90,8 @@ type Handler struct {
 	talkers                 talkers
 	live                    sync.Map // uint64 ID → *live
 	errs                    lastErrors
-	chunks, datagrams       sync.Pool // *[chunkBytes]byte, *[datagramBytes]byte
+	lot                     atomic.Pointer[lot] // nil: flows do not rest
+	chunks, datagrams       sync.Pool           // *[chunkBytes]byte, *[datagramBytes]byte
 }
 
 // traffic counts payload bytes.

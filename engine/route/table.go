@@ -35,7 +35,9 @@ type live struct {
 	cancel    context.CancelFunc
 	bytes     traffic
 	trace     atomic.Pointer[upstream.Trace]
+	relay     atomic.Pointer[relay]
 	firstByte atomic.Int64
+	moved     uint64 // bytes at the last sweep; owned by Run
 	// quiet: the app was accepted first and said nothing. Set before the relay.
 	quiet bool
 }

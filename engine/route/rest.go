@@ -1,0 +1,154 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// Relays between kernel sockets rest when nothing has moved for a while: both
+// pumps end, and one goroutine for all of them watches the sockets. With tens
+// of thousands of idle flows the pumps' stacks are what memory would go into.
+//
+//	sweep ─kick─► both pumps' reads fail ─► rest ─┬─ both there: they end, wait
+//	                                              └─ the other is busy: go on
+
+const (
+	// restAfter is how long nothing has moved when a relay rests: twice that
+	// at most.
+	restAfter = 4 * time.Second
+	// restWithin is how long one pump waits for the other to rest as well. Till
+	// then its own direction stands still, so it is short.
+	restWithin = 20 * time.Millisecond
+)
+
+// errRest ends a pump whose relay rests.
+var errRest = errors.New("the relay rests")
+
+// past is a deadline that is over.
+var past = time.Unix(1, 0)
+
+// rest is where the two pumps of a relay meet. The zero value is ready.
+type rest struct {
+	mu    sync.Mutex
+	there int           // guarded by mu; pumps that have come
+	both  chan struct{} // guarded by mu; closed when both have
+}
+
+// rest reports whether both pumps may end now: if not, this one must go on.
+func (p *pump) rest() bool {
+	if p.half.Load() != 0 {
+		return false // the other pump is no more
+	}
+	r := &p.resting
+	r.mu.Lock()
+	if r.there++; r.there == 2 {
+		close(r.both)
+		r.mu.Unlock()
+		return true
+	}
+	both := make(chan struct{})
+	r.both = both
+	r.mu.Unlock()
+	t := time.NewTimer(restWithin)
+	defer t.Stop()
+	select {
+	case <-both:
+		return true
+	case <-t.C:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.there == 2 {
+		return true
+	}
+	r.there = 0
+	return false
+}
+
+// wait blocks while the relay rests; false if ctx has ended. Where one
+// direction has ended, the other does not rest.
+func (r *relay) wait(ctx context.Context) bool {
+	r.resting.mu.Lock()
+	rests := r.resting.there == 2
+	r.resting.there = 0
+	r.resting.mu.Unlock()
+	if lot := r.h.lot.Load(); rests && lot != nil {
+		app, _ := r.down.dst.(*net.TCPConn)
+		up, _ := r.up.dst.(*net.TCPConn)
+		r.parked.Store(true)
+		defer r.parked.Store(false)
+		if !lot.wait(ctx, app, up) {
+			return false
+		}
+	}
+	r.up.resume()
+	r.down.resume()
+	return true
+}
+
+// kick asks both pumps to rest. It may get lost: then they do not.
+func (r *relay) kick() {
+	if r.parked.Load() || r.half.Load() != 0 {
+		return
+	}
+	for _, p := range []*pump{&r.up, &r.down} {
+		if _, tcp := p.src.(*net.TCPConn); !tcp {
+			return
+		}
+	}
+	for _, p := range []*pump{&r.up, &r.down} {
+		_ = p.src.SetReadDeadline(past)
+	}
+}
+
+// Run frees what idle flows hold, until ctx ends. Flows are carried without it
+// as well.
+func (h *Handler) Run(ctx context.Context) error {
+	if !canPark {
+		<-ctx.Done()
+		return nil
+	}
+	lot, err := newLot()
+	if err != nil {
+		return fmt.Errorf("rest idle flows: %w", err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(lot.watch)
+	h.lot.Store(lot)
+	defer func() {
+		h.lot.Store(nil)
+		lot.close()
+		wg.Wait()
+	}()
+	t := time.NewTicker(restAfter)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			h.sweep()
+		}
+	}
+}
+
+// sweep lets relays rest through which nothing has moved since the last sweep.
+func (h *Handler) sweep() {
+	h.live.Range(func(_, v any) bool {
+		l := v.(*live)
+		r := l.relay.Load()
+		if r == nil {
+			return true
+		}
+		moved := l.bytes.up.Load() + l.bytes.down.Load()
+		if moved == l.moved {
+			r.kick()
+		}
+		l.moved = moved
+		return true
+	})
+}
