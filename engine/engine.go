@@ -82,13 +82,14 @@ type Engine struct {
 
 // message is what Run's goroutine is told.
 type message struct {
-	in    input
-	err   error
-	pipe  *pipeline  // with inStarted
-	from  *job       // the job that speaks, nil if it is not one
-	reply chan error // with prefs and sw
-	prefs *api.Prefs
-	sw    *upstreamSwitch
+	in      input
+	err     error
+	pipe    *pipeline  // with inStarted
+	from    *job       // the job that speaks, nil if it is not one
+	reply   chan error // with prefs and sw
+	prefs   *api.Prefs
+	sw      *upstreamSwitch
+	carrier bool // the carrier of TCP may have changed
 	// suspect is an upstream that has just failed a flow.
 	suspect *upstream.Upstream
 }
@@ -159,6 +160,15 @@ func New(opt Options) (*Engine, error) {
 // It returns nil after an orderly end; an error means that the machine could
 // not be restored completely, and says what is left.
 func (e *Engine) Run(ctx context.Context) error {
+	beside, cancel := context.WithCancel(context.Background())
+	var keepers sync.WaitGroup
+	defer keepers.Wait()
+	defer cancel()
+	keepers.Go(func() {
+		if err := e.flows.Run(beside); err != nil {
+			e.log.Warn("flows keep what they hold while idle", "err", err)
+		}
+	})
 	e.names.setNetwork(uplinkOf(e.opt.Host))
 	e.first()
 	changes := e.opt.Host.Changes()

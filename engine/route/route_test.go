@@ -329,6 +329,7 @@ func TestVerdicts(t *testing.T) {
 	}
 	target := serve(t, echo)
 	dead := newUpstream(t, "http://"+closed.String(), upstream.Options{})
+	dead.SetEarly(upstream.EarlyRefuses)
 	var observed atomic.Pointer[error]
 	var held atomic.Bool
 	h := handler(t, func(o *Options) {
