@@ -50,7 +50,7 @@ func schema(section string) []string {
 		return []string{"name", "url", "sni", "ca", "username", "password", "pool", "early_data"}
 	case "provider":
 		return []string{"name", "kind", "template", "username", "password", "scheme", "host", "port", "ca", "country", "state", "city",
-			"zone", "isp", "session", "pinned", "ports", "pool", "early_data", "url", "refresh", "policy"}
+			"zone", "isp", "username_format", "password_format", "session", "pinned", "ports", "pool", "early_data", "url", "refresh", "policy"}
 	case "group":
 		return []string{"name", "members", "policy", "weights"}
 	case "rule":

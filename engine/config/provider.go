@@ -19,20 +19,22 @@ type Provider struct {
 	Username string
 	Password Secret
 
-	Scheme    string // http, https, socks5; "" is the vendor's first
-	Host      string // in place of the vendor's
-	Port      int    // in place of the vendor's; 0 is the vendor's
-	CA        string // as in Upstream
-	Country   string
-	State     string
-	City      string
-	Zone      string
-	ISP       string
-	Session   string // sticky, per-connection, per-app, per-domain; all but per-connection with a life: sticky-10m
-	Pinned    bool   // an exit that is gone is not replaced before its time is over
-	Ports     []int  // targets' ports that may be used; empty is the vendor's; 0 is any
-	Pool      int    // as in Upstream
-	EarlyData bool   // as in Upstream
+	Scheme  string // http, https, socks5; "" is the vendor's first
+	Host    string // in place of the vendor's
+	Port    int    // in place of the vendor's; 0 is the vendor's
+	CA      string // as in Upstream
+	Country string
+	State   string
+	City    string
+	Zone    string
+	ISP     string
+	// Where a generic vendor wants parameters: "{user}-country-{country}[-session-{session}]".
+	UsernameFormat, PasswordFormat string
+	Session                        string // sticky, per-connection, per-app, per-domain; all but per-connection with a life: sticky-10m
+	Pinned                         bool   // an exit that is gone is not replaced before its time is over
+	Ports                          []int  // targets' ports that may be used; empty is the vendor's; 0 is any
+	Pool                           int    // as in Upstream
+	EarlyData                      bool   // as in Upstream
 
 	// Of kind "list" alone.
 	URL     string        // http(s) address or absolute path
@@ -74,6 +76,8 @@ type rawProvider struct {
 	City      string  `toml:"city"`
 	Zone      string  `toml:"zone"`
 	ISP       string  `toml:"isp"`
+	UserForm  string  `toml:"username_format"`
+	PassForm  string  `toml:"password_format"`
 	Session   string  `toml:"session"`
 	Pinned    bool    `toml:"pinned"`
 	Ports     []int   `toml:"ports"`
@@ -115,6 +119,7 @@ func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
 		Name: r.Name, Kind: r.Kind, Template: r.Template, Username: r.Username,
 		Scheme: r.Scheme, Host: r.Host, Port: r.Port, CA: r.CA,
 		Country: r.Country, State: r.State, City: r.City, Zone: r.Zone, ISP: r.ISP,
+		UsernameFormat: r.UserForm, PasswordFormat: r.PassForm,
 		Session: r.Session, Pinned: r.Pinned, Ports: r.Ports, URL: r.URL, Policy: r.Policy,
 	}
 	if p.Kind == "" && p.Template != "" {
@@ -141,6 +146,8 @@ func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
 		return p, "port", "1 to 65535", fmt.Errorf("port %d is out of range", p.Port)
 	case p.Session != "" && (!sessionForm.MatchString(p.Session) || strings.HasSuffix(p.Session, "-")):
 		return p, "session", `such as "sticky-10m", "per-app-30m", "per-domain-10m", "per-connection"`, fmt.Errorf("session cannot be %q", clip(p.Session))
+	case p.Kind != "generic" && p.UsernameFormat+p.PasswordFormat != "":
+		return p, "username_format", "the vendor's own file knows them", fmt.Errorf("username_format and password_format are for kind = \"generic\" only")
 	case slices.ContainsFunc(p.Ports, func(n int) bool { return n < 0 || n > 65535 }):
 		return p, "ports", "such as [80, 443]; [0] is any", fmt.Errorf("ports has a number out of range")
 	}
@@ -270,7 +277,8 @@ func (p Provider) fields() []field {
 	for _, f := range []field{
 		{"template", p.Template}, {"username", p.Username}, {"password", p.Password.String()},
 		{"scheme", p.Scheme}, {"host", p.Host}, {"ca", p.CA}, {"country", p.Country}, {"state", p.State}, {"city", p.City},
-		{"zone", p.Zone}, {"isp", p.ISP}, {"session", p.Session}, {"url", p.URL}, {"policy", p.Policy},
+		{"zone", p.Zone}, {"isp", p.ISP}, {"username_format", p.UsernameFormat}, {"password_format", p.PasswordFormat},
+		{"session", p.Session}, {"url", p.URL}, {"policy", p.Policy},
 	} {
 		if f.value != "" {
 			out = append(out, field{f.key, quote(f.value)})
