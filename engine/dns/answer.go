@@ -16,15 +16,20 @@ const (
 	ourUDPSize  = 1232
 )
 
-// Answer answers one packed query. It blocks at most 5 s, and not at all for
-// what is answered here; failing servers give SERVFAIL, not an error. The
-// error tells that no answer may be sent, since query is not a query.
-func (s *Server) Answer(ctx context.Context, query []byte, overTCP bool) ([]byte, error) {
-	reply, q, err := s.fast(query, overTCP)
-	if q == nil {
-		return reply, err
+// AppendAnswer answers one packed query, and appends the reply to dst. It blocks
+// at most 5 s, and not at all for what is answered here; failing servers give
+// SERVFAIL, not an error. The error tells that no answer may be sent, since
+// query is not a query. It does not allocate for what was asked before, if dst
+// has room.
+func (s *Server) AppendAnswer(ctx context.Context, dst, query []byte, overTCP bool) ([]byte, error) {
+	if reply, ok := s.quick(dst, query, overTCP); ok {
+		return reply, nil
 	}
-	return s.slow(ctx, q), nil
+	reply, q, err := s.fast(query, overTCP)
+	if q != nil {
+		reply = s.slow(ctx, q)
+	}
+	return append(dst, reply...), err
 }
 
 // request is a query that must be asked elsewhere.
@@ -115,9 +120,7 @@ func (s *Server) route(m *dns.Msg) *dns.Msg {
 		r.Rcode = dns.RcodeRefused // meta types: transfers, TSIG …
 	case Loopback(name): // RFC 6761 section 6.3
 		address(r, q, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), negativeTTL)
-	case under(name, "invalid"), under(name, "onion"), // RFC 6761 section 6.4, RFC 7686
-		under(name, "use-application-dns.net"), // so that browsers leave DNS to us
-		under(name, "resolver.arpa"):           // RFC 9462: and systems too
+	case nowhere(name):
 		nothing(r, dns.RcodeNameError)
 	case q.Qtype == dns.TypePTR && s.pointer(r, q, name):
 	case s.isLocal(q) && s.opt.Local == nil:

@@ -2,7 +2,9 @@ package dns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -17,8 +19,8 @@ const (
 // cache keeps answers for their TTL, within cacheBytes, and lets equal
 // questions that come together wait for one exchange.
 type cache struct {
-	mu    sync.Mutex
-	known map[cacheKey]cached
+	mu    sync.RWMutex
+	known map[cacheKey]*cached
 	bytes int
 	asked map[cacheKey]*call
 }
@@ -30,10 +32,21 @@ type cacheKey struct {
 	localZone bool
 }
 
+// cached is an answer; it is not changed once it is stored.
 type cached struct {
-	packed  []byte
+	name    string // canonical, of the question
+	packed  []byte // without OPT, its names not compressed
+	size    int    // of packed, as dns.Msg counts it
+	records int    // where the records begin in packed
+	ttls    []uint16
+	addrs   []cachedAddr // that the question's name leads to
 	stored  time.Time
 	expires time.Time
+}
+
+type cachedAddr struct {
+	addr netip.Addr
+	ttl  uint32 // seconds, when stored
 }
 
 // call is an exchange under way; r and err are set before done is closed.
@@ -44,7 +57,7 @@ type call struct {
 }
 
 func newCache() *cache {
-	return &cache{known: map[cacheKey]cached{}, asked: map[cacheKey]*call{}}
+	return &cache{known: map[cacheKey]*cached{}, asked: map[cacheKey]*call{}}
 }
 
 // get returns the answer from the cache, from a call under way, or from ask.
@@ -87,8 +100,9 @@ func (c *cache) get(ctx context.Context, q *request, ask func(context.Context) (
 	c.mu.Unlock()
 
 	r, err := ask(ctx)
+	var e *cached
 	if err == nil {
-		mine.r, err = r.Pack()
+		e, err = newCached(key.name, r)
 	}
 	if mine.err = err; err != nil && ctx.Err() != nil {
 		mine.err = ctx.Err()
@@ -96,36 +110,94 @@ func (c *cache) get(ctx context.Context, q *request, ask func(context.Context) (
 	c.mu.Lock()
 	delete(c.asked, key)
 	if err == nil {
-		c.store(key, mine.r, lifetime(r))
+		mine.r = e.packed
+		c.store(key, e, lifetime(r))
 	}
 	c.mu.Unlock()
 	close(mine.done)
 	return r, err
 }
 
+// newCached packs r, less its OPT, in the form that quick can use.
+func newCached(name string, r *dns.Msg) (*cached, error) {
+	r.Extra = withoutOPT(r.Extra)
+	packed, err := r.Pack()
+	if err != nil {
+		return nil, err
+	}
+	e := &cached{name: name, packed: packed, size: r.Len()}
+	off := headBytes
+	for range r.Question {
+		off = skipName(packed, off) + 4
+	}
+	e.records = off
+	for range len(r.Answer) + len(r.Ns) + len(r.Extra) {
+		off = skipName(packed, off) + 4
+		e.ttls = append(e.ttls, uint16(off))
+		off += 6 + int(binary.BigEndian.Uint16(packed[off+4:]))
+	}
+	if isHostName(name) {
+		for _, rr := range r.Answer {
+			if a, ok := addrOf(rr); ok {
+				e.addrs = append(e.addrs, cachedAddr{a, rr.Header().Ttl})
+			}
+		}
+	}
+	return e, nil
+}
+
+// skipName returns where the name at off, which is not compressed, ends.
+func skipName(packed []byte, off int) int {
+	for packed[off] != 0 {
+		off += 1 + int(packed[off])
+	}
+	return off + 1
+}
+
+// quick returns what is known, its age in seconds, and whether it is about a
+// local name; nil if nothing is. It does not allocate.
+func (c *cache) quick(q *question, now time.Time) (e *cached, age uint32, local bool) {
+	c.mu.RLock()
+	e = c.known[cacheKey{string(q.canonical()), q.qtype, q.do, q.cd, false}]
+	if e == nil { // a question is about a local name or not: one of the two at most is there
+		e, local = c.known[cacheKey{string(q.canonical()), q.qtype, q.do, q.cd, true}], true
+	}
+	c.mu.RUnlock()
+	if e == nil || !now.Before(e.expires) {
+		return nil, 0, false
+	}
+	return e, uint32(now.Sub(e.stored) / time.Second), local
+}
+
 // store keeps an answer; the caller holds mu.
-func (c *cache) store(key cacheKey, packed []byte, ttl time.Duration) {
+func (c *cache) store(key cacheKey, e *cached, ttl time.Duration) {
 	if ttl <= 0 {
 		return
 	}
 	c.drop(key)
-	now := time.Now()
 	for k := range c.known { // any one: which does not matter much at this size
-		if c.bytes+len(packed)+cacheOverhead <= cacheBytes {
+		if c.bytes+e.cost() <= cacheBytes {
 			break
 		}
 		c.drop(k)
 	}
-	c.known[key] = cached{packed, now, now.Add(ttl)}
-	c.bytes += len(packed) + cacheOverhead
+	e.stored = time.Now()
+	e.expires = e.stored.Add(ttl)
+	c.known[key] = e
+	c.bytes += e.cost()
 }
 
-// cacheOverhead is what an entry costs beside its message: key, map, slice.
-const cacheOverhead = 256
+// cost is what an entry takes of cacheBytes.
+func (e *cached) cost() int {
+	return len(e.packed) + 2*len(e.ttls) + 32*len(e.addrs) + cacheOverhead
+}
+
+// cacheOverhead is what an entry costs beside its message: key, map, struct.
+const cacheOverhead = 320
 
 func (c *cache) drop(key cacheKey) {
 	if e, ok := c.known[key]; ok {
-		c.bytes -= len(e.packed) + cacheOverhead
+		c.bytes -= e.cost()
 		delete(c.known, key)
 	}
 }

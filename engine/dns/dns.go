@@ -1,6 +1,7 @@
 // Package dns is the resolver that apps talk to.
 //
 //	app ─► HandlePackets / HandleStream ─► Answer
+//	                                        ├ what was asked before       quick, without decoding
 //	                                        ├ special names (RFC 6761 …)  here
 //	                                        ├ A, AAAA, HTTPS in fake-ip   fakeMap, no round trip
 //	                                        ├ local names                 Options.Local
@@ -26,6 +27,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -79,8 +82,11 @@ type Server struct {
 	fake   *fakeMap
 	real   *memory
 	cache  *cache
+	noData []byte        // the records of a negative answer, packed
 	dirty  chan struct{} // of one: the mapping has changed
 	saveMu sync.Mutex
+
+	buffers sync.Pool // *[maxQueryBytes]byte
 }
 
 var _ flow.Handler = (*Server)(nil)
@@ -104,7 +110,14 @@ func New(o Options) (*Server, error) {
 	if o.Mode == FakeIP && !o.Fake4.IsValid() && !o.Fake6.IsValid() {
 		return nil, errors.New("fake-ip mode without a range of fake addresses")
 	}
-	s := &Server{opt: o, fake: fake, real: newMemory(), cache: newCache(), dirty: make(chan struct{}, 1)}
+	none := new(dns.Msg)
+	nothing(none, dns.RcodeSuccess)
+	packed, err := none.Pack()
+	if err != nil {
+		return nil, fmt.Errorf("pack the negative answer: %w", err)
+	}
+	s := &Server{opt: o, fake: fake, real: newMemory(), cache: newCache(), noData: packed[headBytes:], dirty: make(chan struct{}, 1)}
+	s.buffers.New = func() any { return new([maxQueryBytes]byte) }
 	if o.File != "" && o.Mode == FakeIP {
 		if err := s.load(); err != nil {
 			o.Log.Warn("dns: the saved names are lost, starting empty", "file", o.File, "err", err)

@@ -81,7 +81,7 @@ func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err = s.Answer(context.Background(), b, tcp); err != nil {
+	if b, err = s.AppendAnswer(context.Background(), nil, b, tcp); err != nil {
 		t.Fatal(err)
 	}
 	r := new(dns.Msg)
@@ -195,7 +195,7 @@ func TestOddQueries(t *testing.T) {
 		{"compression loop", change(func(b []byte) []byte { b[12], b[13] = 0xc0, 12; return b }), dns.RcodeFormatError},
 	}
 	for _, tt := range tests {
-		b, err := s.Answer(context.Background(), tt.in, false)
+		b, err := s.AppendAnswer(context.Background(), nil, tt.in, false)
 		if tt.rcode < 0 {
 			if err == nil || b != nil {
 				t.Errorf("%s: answered", tt.name)
@@ -231,7 +231,7 @@ func TestTruncation(t *testing.T) {
 			want = min(max(int(size), 512), 4096)
 		}
 		b, _ := q.Pack()
-		got, err := s.Answer(context.Background(), b, false)
+		got, err := s.AppendAnswer(context.Background(), nil, b, false)
 		if err != nil || len(got) > want || got[2]&2 == 0 {
 			t.Errorf("size %d: %d bytes, tc %v", size, len(got), got[2]&2 != 0)
 		}
@@ -375,7 +375,7 @@ func TestCacheIsBounded(t *testing.T) {
 	c := newCache()
 	for i := range 5000 {
 		c.mu.Lock()
-		c.store(cacheKey{name: fmt.Sprint(i)}, make([]byte, 8000), time.Hour)
+		c.store(cacheKey{name: fmt.Sprint(i)}, &cached{packed: make([]byte, 8000)}, time.Hour)
 		c.mu.Unlock()
 	}
 	if c.bytes > cacheBytes || len(c.known) < 500 {

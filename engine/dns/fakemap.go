@@ -24,17 +24,22 @@ type fakeMap struct {
 	p4, p6 netip.Prefix
 	size   int // slots
 
-	mu     sync.Mutex
+	// All below is guarded by mu.
+	mu     sync.RWMutex
 	byName map[string]*list.Element // of *fakeEntry
 	bySlot map[uint32]*list.Element
-	lru    *list.List // front: oldest
+	lru    *list.List // front: oldest, to usedStep
 	next   uint32     // the next slot never given, mod size
 }
+
+// usedStep is how exactly the last use of a name is known: noting each would
+// have all queries and flows wait for one another.
+const usedStep = time.Second
 
 type fakeEntry struct {
 	name string
 	slot uint32
-	used time.Time
+	used time.Time // guarded by the map's mu
 }
 
 func newFakeMap(p4, p6 netip.Prefix) (*fakeMap, error) {
@@ -70,7 +75,7 @@ func (m *fakeMap) slot(name string) (slot uint32, isNew, ok bool) {
 	if len(m.byName) >= m.size {
 		oldest := m.lru.Front()
 		e := oldest.Value.(*fakeEntry)
-		if now.Sub(e.used) < reuseAfter {
+		if now.Sub(e.used) < reuseAfter+usedStep {
 			return 0, false, false
 		}
 		m.lru.Remove(oldest)
@@ -88,6 +93,40 @@ func (m *fakeMap) slot(name string) (slot uint32, isNew, ok bool) {
 	return slot, true, true
 }
 
+// known returns the slot of a name that has one. It does not allocate.
+func (m *fakeMap) known(name []byte, now time.Time) (slot uint32, ok bool) {
+	m.mu.RLock()
+	e, fresh := used(m.byName[string(name)], now)
+	m.mu.RUnlock()
+	if e == nil {
+		return 0, false
+	}
+	if !fresh {
+		m.touch(e.slot, now)
+	}
+	return e.slot, true
+}
+
+// used is the entry at el, nil if there is none, and whether its last use needs
+// no noting. The caller holds mu, if only for reading.
+func used(el *list.Element, now time.Time) (e *fakeEntry, fresh bool) {
+	if el == nil {
+		return nil, false
+	}
+	e = el.Value.(*fakeEntry)
+	return e, now.Sub(e.used) < usedStep
+}
+
+// touch notes that slot is in use.
+func (m *fakeMap) touch(slot uint32, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if el := m.bySlot[slot]; el != nil {
+		el.Value.(*fakeEntry).used = now
+		m.lru.MoveToBack(el)
+	}
+}
+
 // put enters e as the most recently used. The caller holds mu.
 func (m *fakeMap) put(e *fakeEntry) {
 	element := m.lru.PushBack(e)
@@ -100,15 +139,17 @@ func (m *fakeMap) name(a netip.Addr) string {
 	if !ok {
 		return ""
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.bySlot[slot]
+	now := time.Now()
+	m.mu.RLock()
+	e, fresh := used(m.bySlot[slot], now)
+	m.mu.RUnlock()
 	if e == nil {
 		return ""
 	}
-	e.Value.(*fakeEntry).used = time.Now()
-	m.lru.MoveToBack(e)
-	return e.Value.(*fakeEntry).name
+	if !fresh {
+		m.touch(slot, now)
+	}
+	return e.name
 }
 
 func (m *fakeMap) slotOf(a netip.Addr) (uint32, bool) {

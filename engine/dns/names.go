@@ -17,6 +17,13 @@ func under(name, zone string) bool {
 // Loopback says whether a canonical name is this machine (RFC 6761 section 6.3).
 func Loopback(name string) bool { return under(name, "localhost") }
 
+// nowhere says whether a canonical name is not to exist.
+func nowhere(name string) bool {
+	return under(name, "invalid") || under(name, "onion") || // RFC 6761 section 6.4, RFC 7686
+		under(name, "use-application-dns.net") || // so that browsers leave DNS to us
+		under(name, "resolver.arpa") // RFC 9462: and systems too
+}
+
 // Local says whether only this machine's own network can know a canonical name
 // (RFC 6762 section 3, RFC 8375, and what routers make up).
 func Local(name string) bool {

@@ -23,30 +23,34 @@ func (s *Server) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketC
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { app.Close() })()
 	slots := make(chan struct{}, packetParallel)
-	buf := make([]byte, maxQueryBytes)
+	buf := s.buffers.Get().(*[maxQueryBytes]byte)
+	defer s.buffers.Put(buf)
 	for {
 		_ = app.SetReadDeadline(time.Now().Add(packetIdle))
-		n, server, err := app.ReadFrom(buf)
+		n, server, err := app.ReadFrom(buf[:])
 		if err != nil {
 			if isTimeout(err) && len(slots) > 0 {
 				continue
 			}
 			return
 		}
-		reply, q, err := s.fast(buf[:n], false)
-		if err != nil {
-			continue
-		}
-		if q != nil {
-			select {
-			case slots <- struct{}{}:
-				wg.Go(func() {
-					_, _ = app.WriteTo(s.slow(ctx, q), server)
-					<-slots
-				})
+		reply, ok := s.quick(buf[n:n], buf[:n], false) // the rest of the buffer has room for it
+		if !ok {
+			var q *request
+			if reply, q, err = s.fast(buf[:n], false); err != nil {
 				continue
-			default:
-				reply = header(buf[:n], dns.RcodeServerFailure)
+			}
+			if q != nil {
+				select {
+				case slots <- struct{}{}:
+					wg.Go(func() {
+						_, _ = app.WriteTo(s.slow(ctx, q), server)
+						<-slots
+					})
+					continue
+				default:
+					reply = header(buf[:n], dns.RcodeServerFailure)
+				}
 			}
 		}
 		if _, err := app.WriteTo(reply, server); err != nil && ctx.Err() != nil {
@@ -70,11 +74,17 @@ func (s *Server) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending) 
 	defer cancel()
 	defer wg.Wait() // answers under way still go out after the app's FIN
 	slots := make(chan struct{}, streamParallel)
-	var buf []byte
+	var buf, out []byte
 	for {
 		_ = conn.SetReadDeadline(time.Now().Add(streamIdle))
 		if buf, err = readMessage(conn, buf); err != nil {
 			return
+		}
+		if reply, ok := s.quick(out[:0], buf, true); ok {
+			if out = reply; w.write(reply) != nil {
+				return
+			}
+			continue
 		}
 		reply, q, err := s.fast(buf, true)
 		switch {
@@ -102,13 +112,16 @@ func (s *Server) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending) 
 type streamWriter struct {
 	mu   sync.Mutex
 	conn net.Conn
+	buf  []byte // guarded by mu
 }
 
 func (w *streamWriter) write(msg []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	_ = w.conn.SetWriteDeadline(time.Now().Add(answerTimeout))
-	return writeMessage(w.conn, msg)
+	w.buf = appendMessage(w.buf[:0], msg)
+	_, err := w.conn.Write(w.buf)
+	return err
 }
 
 // readMessage reads one message with its length in front (RFC 1035 section
@@ -129,11 +142,12 @@ func readMessage(r io.Reader, buf []byte) ([]byte, error) {
 
 // writeMessage writes length and message in one go (RFC 7766 section 8).
 func writeMessage(w io.Writer, msg []byte) error {
-	b := make([]byte, 2+len(msg))
-	binary.BigEndian.PutUint16(b, uint16(len(msg)))
-	copy(b[2:], msg)
-	_, err := w.Write(b)
+	_, err := w.Write(appendMessage(nil, msg))
 	return err
+}
+
+func appendMessage(b, msg []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(msg))), msg...)
 }
 
 func isTimeout(err error) bool {
