@@ -184,6 +184,9 @@ func (h *health) open(now time.Time, cause OutcomeKind, rand func() uint64) {
 	case RateLimited:
 		first, last = rateFirst, rateLast
 	}
+	if cause != h.cause && (first != backoffFirst || h.cause == Auth || h.cause == RateLimited) {
+		h.opens = 0 // another matter
+	}
 	wait := min(first<<min(h.opens, 16), last)
 	h.opens++
 	h.cause = cause

@@ -17,7 +17,10 @@ type keyCache struct {
 	slots [keySlots]atomic.Pointer[keyInfo]
 }
 
-const keySlots = 4096 // of two ways each: slot and slot^1
+const (
+	keySlots = 4096
+	keyWays  = 4 // a key may stand in any of so many neighbours
+)
 
 // keyInfo is a Key and what follows from it. It is immutable.
 type keyInfo struct {
@@ -30,17 +33,20 @@ type keyInfo struct {
 
 func (c *keyCache) info(k Key) *keyInfo {
 	h := maphash.String(c.seed, k.Domain) ^ maphash.String(c.seed, k.App)*31
-	i := h % keySlots
-	for _, slot := range [2]uint64{i, i ^ 1} {
-		if ki := c.slots[slot].Load(); ki != nil && ki.domain == k.Domain && ki.app == k.App {
+	set := c.slots[h%keySlots/keyWays*keyWays:][:keyWays]
+	to := h >> 32 % keyWays // whom to replace if all are taken
+	for i := range set {
+		ki := set[i].Load()
+		if ki == nil {
+			to = uint64(i)
+			break
+		}
+		if ki.domain == k.Domain && ki.app == k.App {
 			return ki
 		}
 	}
 	ki := newKeyInfo(k)
-	if c.slots[i].Load() != nil {
-		i ^= h >> 32 & 1
-	}
-	c.slots[i].Store(ki)
+	set[to].Store(ki)
 	return ki
 }
 

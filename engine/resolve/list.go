@@ -199,7 +199,7 @@ func (g *Gateway) withAt(s string, decode bool) bool {
 // password may hold colons.
 func (g *Gateway) withColons(s string) bool {
 	f := fields(s)
-	if len(f) < 2 || len(f) == 3 {
+	if len(f) < 2 || len(f) == 3 || bareIPv6(s) {
 		return false
 	}
 	host, port, left := hostPort(f[0], f[1])
@@ -218,6 +218,15 @@ func (g *Gateway) withColons(s string) bool {
 		return false
 	}
 	return true
+}
+
+// bareIPv6 says that s is an address without brackets, with a port or without.
+func bareIPv6(s string) bool {
+	_, err := netip.ParseAddr(s)
+	if err != nil {
+		_, err = netip.ParseAddr(s[:strings.LastIndexByte(s, ':')])
+	}
+	return err == nil && strings.Count(s, ":") > 1
 }
 
 // fields splits at colons, but not inside the brackets of an IPv6 address.
@@ -280,6 +289,9 @@ func isHost(s string) bool {
 	}
 	if s = strings.TrimSuffix(s, "."); s == "" || len(s) > 253 {
 		return false
+	}
+	if strings.Trim(s[strings.LastIndexByte(s, '.')+1:], digits) == "" {
+		return false // neither an address nor a name
 	}
 	for label := range strings.SplitSeq(s, ".") {
 		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {

@@ -39,13 +39,19 @@ func rank(policy Policy, members []*member, prev *snapshot, now time.Time) *snap
 		entries[i] = e
 		s.uniform = s.uniform && m.weight == members[0].weight
 		s.keyed = s.keyed || m.ids != nil && m.ids.keyed()
-		if e.class < 2 {
+		if !e.open {
 			s.usable = append(s.usable, m)
 		}
 	}
 	slices.SortStableFunc(entries, func(a, b ranking) int {
-		if c := cmp.Compare(a.class, b.class); c != 0 || policy != Latency {
-			return c
+		switch {
+		case a.open != b.open:
+			if a.open {
+				return 1
+			}
+			return -1
+		case policy != Latency:
+			return 0
 		}
 		return cmp.Compare(a.score, b.score)
 	})
@@ -53,7 +59,7 @@ func rank(policy Policy, members []*member, prev *snapshot, now time.Time) *snap
 		// The leader stays for as long as no other is clearly better: a change
 		// of proxy changes the address that sites see.
 		i := slices.IndexFunc(entries, func(e ranking) bool { return e.m == prev.ranked[0] })
-		if i > 0 && entries[i].class == entries[0].class && entries[i].score <= entries[0].score*1.25+5 {
+		if i > 0 && entries[i].open == entries[0].open && entries[i].score <= entries[0].score*1.25+5 {
 			leader := entries[i]
 			entries = slices.Insert(slices.Delete(entries, i, i+1), 0, leader)
 		}
@@ -73,21 +79,15 @@ func rank(policy Policy, members []*member, prev *snapshot, now time.Time) *snap
 // ranking is what a member is sorted by.
 type ranking struct {
 	m     *member
-	class int // 0: the circuit is closed, 1: half open, 2: open
+	open  bool // the circuit is
 	score float64
 }
 
 func (m *member) ranking(now time.Time) ranking {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e := ranking{m: m, score: m.health.score(now, m.pending.Load())}
+	e := ranking{m: m, open: m.gate.Load() == open, score: m.health.score(now, m.pending.Load())}
 	m.ranked.Store(math.Float64bits(e.score))
-	switch m.gate.Load() {
-	case open:
-		e.class = 2
-	case half, trial:
-		e.class = 1
-	}
 	return e
 }
 

@@ -1,0 +1,514 @@
+package resolve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func gateways(n int) []Gateway {
+	gs := make([]Gateway, n)
+	for i := range gs {
+		gs[i] = Gateway{Name: fmt.Sprint("g", i), Scheme: "socks5", Host: fmt.Sprintf("g%d.example", i), Port: 1080}
+	}
+	return gs
+}
+
+func newResolver(t testing.TB, o Options) *Resolver {
+	t.Helper()
+	r, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func group(t testing.TB, p Policy, n int) *Resolver {
+	return newResolver(t, Options{Name: "g", Policy: p, Sources: []Source{{Gateways: gateways(n)}}, Rand: numbered()})
+}
+
+func mustPick(t testing.TB, r *Resolver, k Key) *Endpoint {
+	t.Helper()
+	e, err := r.Pick(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func report(r *Resolver, e *Endpoint, o Outcome) {
+	r.Begin(e)
+	r.Report(e, o)
+}
+
+// endpoints are those of the members in the order of the options.
+func endpoints(r *Resolver) []*Endpoint {
+	var es []*Endpoint
+	for _, m := range r.members {
+		es = append(es, m.static)
+	}
+	return es
+}
+
+// running runs r in the bubble until the test ends.
+func running(t *testing.T, r *Resolver) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	synctest.Wait()
+}
+
+func TestNothingConfigured(t *testing.T) {
+	r := newResolver(t, Options{})
+	if _, err := r.Pick(Key{}); !errors.Is(err, ErrEmpty) {
+		t.Error(err)
+	}
+	if _, err := r.Next(Key{}, nil); !errors.Is(err, ErrEmpty) {
+		t.Error(err)
+	}
+	if _, err := r.NewSession(t.Context(), Key{}, nil); !errors.Is(err, ErrEmpty) {
+		t.Error(err)
+	}
+}
+
+func TestFailoverGoesInOrderAndComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Failover, 3)
+		running(t, r)
+		es := endpoints(r)
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Fatal(e)
+		}
+		if e, err := r.Next(Key{}, es[:1]); err != nil || e != es[1] {
+			t.Fatal(e, err)
+		}
+		if e, err := r.Next(Key{}, es[:2]); err != nil || e != es[2] {
+			t.Fatal(e, err)
+		}
+		if e, err := r.Next(Key{}, es); !errors.Is(err, ErrNoOther) {
+			t.Fatal(e, err)
+		}
+		for range 2 {
+			report(r, es[0], Outcome{Kind: Refused, Text: "refused"})
+		}
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Error("two failures are not enough:", e)
+		}
+		report(r, es[0], Outcome{Kind: Refused, Text: "refused"})
+		if e := mustPick(t, r, Key{}); e != es[1] {
+			t.Error("the circuit is open at once, without a rebuild:", e)
+		}
+		// After the back-off one flow alone tries it.
+		time.Sleep(backoffFirst + debounce)
+		synctest.Wait()
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Error("nobody tries the first:", e)
+		}
+		for range 10 {
+			if e := mustPick(t, r, Key{}); e != es[1] {
+				t.Error("more than one tries it:", e)
+			}
+		}
+		report(r, es[0], Outcome{Kind: Refused, Text: "refused"})
+		time.Sleep(debounce)
+		synctest.Wait()
+		if in := r.List()[2]; in.State != "open" || in.Name != "g0" || in.Error != "refused" || in.Failures != 4 {
+			t.Errorf("%+v", in)
+		}
+		time.Sleep(2*backoffFirst + debounce) // it doubles
+		synctest.Wait()
+		e := mustPick(t, r, Key{})
+		report(r, e, Outcome{Kind: Success, Connect: 20 * time.Millisecond})
+		for range 10 {
+			if e := mustPick(t, r, Key{}); e != es[0] {
+				t.Error("the first is not back:", e)
+			}
+		}
+	})
+}
+
+func TestAnAbandonedTryIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Failover, 2)
+		running(t, r)
+		es := endpoints(r)
+		for range 3 {
+			report(r, es[0], Outcome{Kind: Timeout})
+		}
+		time.Sleep(backoffFirst + debounce)
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Fatal(e)
+		}
+		report(r, es[0], Outcome{Kind: Canceled})
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Error("a flow that gave up has used up the try:", e)
+		}
+		// This one never reports.
+		if e := mustPick(t, r, Key{}); e != es[1] {
+			t.Fatal(e)
+		}
+		time.Sleep(trialLimit + 2*rebuildEvery)
+		synctest.Wait()
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Error("the circuit stays half-open for ever:", e)
+		}
+	})
+}
+
+func TestAllOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Failover, 2)
+		running(t, r)
+		es := endpoints(r)
+		for range 3 {
+			report(r, es[0], Outcome{Kind: Timeout})
+			report(r, es[1], Outcome{Kind: Refused})
+		}
+		// Perhaps it is this machine's network: go on trying.
+		if e := mustPick(t, r, Key{}); e != es[0] && e != es[1] {
+			t.Error(e)
+		}
+		report(r, es[0], Outcome{Kind: Auth, Status: 407, Text: "wrong password"})
+		if e := mustPick(t, r, Key{}); e != es[1] {
+			t.Error("a provider that said no is asked again:", e)
+		}
+		report(r, es[1], Outcome{Kind: Auth, Status: 407, Text: "quota"})
+		_, err := r.Pick(Key{})
+		var u *Unavailable
+		if !errors.As(err, &u) || u.Cause != Auth || u.Text == "" || time.Until(u.Until) < authFirst/2-time.Second {
+			t.Fatalf("%v, %+v", err, u)
+		}
+		report(r, es[0], Outcome{Kind: Success}) // begun before
+		if _, err := r.Pick(Key{}); err == nil {
+			t.Error("one late success opens it again")
+		}
+		time.Sleep(authFirst + debounce)
+		synctest.Wait()
+		mustPick(t, r, Key{})
+	})
+}
+
+func TestRateLimitBacksOffFurtherEachTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Failover, 1)
+		running(t, r)
+		e := endpoints(r)[0]
+		var last time.Duration
+		for i := range 5 {
+			report(r, e, Outcome{Kind: RateLimited, Status: 429})
+			_, err := r.Pick(Key{})
+			var u *Unavailable
+			if !errors.As(err, &u) || u.Cause != RateLimited {
+				t.Fatal(err)
+			}
+			wait := time.Until(u.Until)
+			if full := rateFirst << i; wait < full/2 || wait > full {
+				t.Errorf("pause %d is %v", i, wait)
+			}
+			last = wait
+			time.Sleep(wait + debounce)
+			synctest.Wait()
+			report(r, mustPick(t, r, Key{}), Outcome{Kind: Success})
+		}
+		time.Sleep(rateForget + time.Second)
+		report(r, e, Outcome{Kind: Success})
+		report(r, e, Outcome{Kind: RateLimited})
+		_, err := r.Pick(Key{})
+		var u *Unavailable
+		if !errors.As(err, &u) || time.Until(u.Until) > min(rateFirst, last) {
+			t.Error("it does not forget:", err)
+		}
+	})
+}
+
+func TestLatencyPrefersTheFasterAndStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Latency, 3)
+		running(t, r)
+		es := endpoints(r)
+		settle := func(ms ...int) *Endpoint {
+			for range 20 {
+				for i, n := range ms {
+					report(r, es[i], Outcome{Kind: Success, Connect: time.Duration(n) * time.Millisecond})
+				}
+				time.Sleep(10 * time.Second)
+			}
+			synctest.Wait()
+			return mustPick(t, r, Key{})
+		}
+		if e := settle(90, 40, 60); e != es[1] {
+			t.Error("not the fastest:", e)
+		}
+		if e := settle(90, 40, 38); e != es[1] {
+			t.Error("it changes for nothing:", e)
+		}
+		if e := settle(90, 40, 20); e != es[2] {
+			t.Error("it does not change:", e)
+		}
+		for range 60 { // fast, but half of its dials fail
+			report(r, es[2], Outcome{Kind: NoExit})
+			report(r, es[2], Outcome{Kind: Success, Connect: 20 * time.Millisecond})
+		}
+		time.Sleep(debounce)
+		synctest.Wait()
+		if e := mustPick(t, r, Key{}); e != es[1] {
+			t.Error("it fails every second time and is still the best:", e)
+		}
+		list := r.List()
+		if list[0].Name != "g1" || list[0].Rank != 1 || !list[0].Measured || list[0].Connect < 35*time.Millisecond || list[0].Connect > 45*time.Millisecond {
+			t.Errorf("%+v", list[0])
+		}
+	})
+}
+
+func TestLatencyMindsDialsUnderWay(t *testing.T) {
+	now := time.Now()
+	var h health
+	h.record(now, closed, Outcome{Connect: 30 * time.Millisecond}, numbered())
+	if idle, busy := h.score(now, 0), h.score(now, 64); busy < 2*idle {
+		t.Error(idle, busy)
+	}
+}
+
+func TestWeightedGoesByWeight(t *testing.T) {
+	gs := gateways(3)
+	gs[0].Weight, gs[1].Weight, gs[2].Weight = 1, 3, 6
+	r := newResolver(t, Options{Policy: Weighted, Sources: []Source{{Gateways: gs}}, Rand: numbered()})
+	count := map[*Endpoint]float64{}
+	const n = 100_000
+	for range n {
+		count[mustPick(t, r, Key{})]++
+	}
+	es := endpoints(r)
+	for i, w := range []float64{0.1, 0.3, 0.6} {
+		if got := count[es[i]] / n; math.Abs(got-w) > 0.01 {
+			t.Errorf("%s: %.3f, want %.1f", es[i].Name, got, w)
+		}
+	}
+	clear(count)
+	for range n {
+		e, err := r.Next(Key{}, es[2:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		count[e]++
+	}
+	if got := count[es[1]] / n; math.Abs(got-0.75) > 0.01 || count[es[2]] != 0 {
+		t.Errorf("after a failure: %v", count)
+	}
+}
+
+func keys(n int) []Key {
+	ks := make([]Key, n)
+	for i := range ks {
+		ks[i] = Key{App: fmt.Sprint("/usr/bin/app", i%7), Domain: fmt.Sprintf("www.site%d.co.uk", i)}
+	}
+	return ks
+}
+
+func TestStickyMovesOnlyWhatMust(t *testing.T) {
+	for _, weighted := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			gs := gateways(10)
+			if weighted {
+				gs[3].Weight = 4
+			}
+			r := newResolver(t, Options{Policy: Sticky, Sources: []Source{{Gateways: gs}}, Rand: numbered()})
+			running(t, r)
+			es, ks := endpoints(r), keys(5000)
+			before := map[Key]*Endpoint{}
+			count := map[*Endpoint]int{}
+			for _, k := range ks {
+				before[k] = mustPick(t, r, k)
+				count[before[k]]++
+			}
+			for _, e := range es {
+				share := float64(count[e]) / float64(len(ks)) * 10
+				if weighted {
+					share *= 1.3 / float64(e.Weight)
+				}
+				if share < 0.7 || share > 1.35 {
+					t.Errorf("%s has %.2f of its share", e.Name, share)
+				}
+			}
+			gone := es[3]
+			for range 3 {
+				report(r, gone, Outcome{Kind: Refused})
+			}
+			check := func(when string) {
+				for _, k := range ks {
+					e := mustPick(t, r, k)
+					if e == gone {
+						t.Fatalf("%s: picked", when)
+					}
+					if before[k] != gone && e != before[k] {
+						t.Fatalf("%s: %v moved from %s to %s", when, k, before[k].Name, e.Name)
+					}
+				}
+			}
+			check("before the rebuild")
+			time.Sleep(debounce)
+			synctest.Wait()
+			if s := r.snap.Load(); len(s.usable) != 9 {
+				t.Fatal(len(s.usable))
+			}
+			check("after the rebuild")
+			time.Sleep(2 * backoffFirst)
+			synctest.Wait()
+			report(r, gone, Outcome{Kind: Success})
+			time.Sleep(debounce)
+			synctest.Wait()
+			for _, k := range ks {
+				if mustPick(t, r, k) != before[k] {
+					t.Fatalf("%v is not back", k)
+				}
+			}
+		})
+	}
+}
+
+func TestStickyIsTheSameAfterARestart(t *testing.T) {
+	a, b := group(t, Sticky, 5), group(t, Sticky, 5)
+	for _, k := range keys(100) {
+		if x, y := mustPick(t, a, k), mustPick(t, b, k); x.Name != y.Name {
+			t.Fatalf("%v: %s and %s", k, x.Name, y.Name)
+		}
+	}
+	for _, d := range []string{"a.example.co.uk", "B.Example.co.uk.", "example.co.uk"} {
+		if g := groupOf(d); g != "example.co.uk" {
+			t.Errorf("%s is of %s", d, g)
+		}
+	}
+	for _, d := range []string{"192.0.2.7", "2001:db8::1", "localhost", "co.uk", ""} {
+		if g := groupOf(d); g != d {
+			t.Errorf("%s is of %s", d, g)
+		}
+	}
+}
+
+// Shares that are computed from the snapshot before are those computed anew.
+func TestSharesDoNotDependOnHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Sticky, 40)
+		rnd := numbered()
+		for range 30 {
+			for _, m := range r.members {
+				m.gate.Store(closed)
+				if rnd()%3 == 0 {
+					m.gate.Store(open)
+				}
+			}
+			prev := r.snap.Load()
+			next, fresh := rank(Sticky, r.members, prev, time.Now()), rank(Sticky, r.members, nil, time.Now())
+			r.snap.Store(next)
+			for i := range slots {
+				if next.usable[next.slots[i]] != fresh.usable[fresh.slots[i]] {
+					t.Fatalf("slot %d differs", i)
+				}
+			}
+		}
+	})
+}
+
+func TestUDPOnlyWhereItIsCarried(t *testing.T) {
+	gs := gateways(3)
+	gs[2].UDP = true
+	for _, p := range []Policy{Latency, Failover, Weighted, Sticky} {
+		r := newResolver(t, Options{Policy: p, Sources: []Source{{Gateways: gs}}})
+		e := mustPick(t, r, Key{Domain: "example.com", UDP: true})
+		if e.Name != "g2" {
+			t.Errorf("%v: %v", p, e)
+		}
+		if e, err := r.Next(Key{Domain: "example.com", UDP: true}, []*Endpoint{e}); !errors.Is(err, ErrNoOther) {
+			t.Errorf("%v: %v, %v", p, e, err)
+		}
+		var u *Unavailable
+		if _, err := group(t, p, 2).Pick(Key{UDP: true}); !errors.As(err, &u) {
+			t.Errorf("%v: %v", p, err)
+		}
+	}
+}
+
+func TestHedgeAfterIsThe95thPercentile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Latency, 1)
+		e := endpoints(r)[0]
+		if d := r.HedgeAfter(e); d != hedgeDefault {
+			t.Error("unknown:", d)
+		}
+		feed := func(n int, d time.Duration) {
+			for range n {
+				report(r, e, Outcome{Kind: Success, Connect: d})
+			}
+		}
+		feed(93, 100*time.Millisecond)
+		feed(7, 400*time.Millisecond)
+		if d := r.HedgeAfter(e); d < 400*time.Millisecond || d > 500*time.Millisecond {
+			t.Error("p95 of 7 % at 400 ms:", d)
+		}
+		time.Sleep(10 * connectHalfLife) // all that is forgotten
+		feed(40, 2*time.Millisecond)
+		if d := r.HedgeAfter(e); d != hedgeMin {
+			t.Error("2 ms:", d)
+		}
+		feed(400, time.Minute)
+		if d := r.HedgeAfter(e); d != hedgeMax {
+			t.Error("1 min:", d)
+		}
+		if d := r.HedgeAfter(&Endpoint{}); d != hedgeDefault {
+			t.Error("an endpoint of somebody else:", d)
+		}
+	})
+}
+
+func TestProbeMeasuresAndCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		down := true
+		probes := 0
+		r := newResolver(t, Options{Policy: Latency, Sources: []Source{{Gateways: gateways(3)}}, Rand: numbered(),
+			Probe: func(_ context.Context, e *Endpoint) (time.Duration, error) {
+				probes++
+				switch {
+				case e.Name == "g1" && down:
+					return 0, errors.New("no answer")
+				case e.Name == "g2":
+					return 10 * time.Millisecond, nil
+				}
+				return 50 * time.Millisecond, nil
+			}})
+		running(t, r)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if e := mustPick(t, r, Key{}); e.Name != "g2" {
+			t.Error("not the one measured best:", e)
+		}
+		g1 := endpoints(r)[1]
+		for range 3 {
+			report(r, g1, Outcome{Kind: Timeout})
+		}
+		time.Sleep(10 * time.Second)
+		if g1.m.gate.Load() != open {
+			t.Error("a probe that failed has let flows in")
+		}
+		down = false
+		time.Sleep(time.Minute)
+		if g1.m.gate.Load() != closed {
+			t.Error("a probe that succeeded has not")
+		}
+		n := probes
+		time.Sleep(10 * probeEvery)
+		if more := probes - n; more < 3*9 || more > 3*11 {
+			t.Errorf("%d probes in 50 minutes of 3 idle gateways", more)
+		}
+	})
+}
