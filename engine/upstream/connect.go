@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"net"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -29,30 +31,45 @@ type connect struct {
 	net   *netDialer
 	spec  Spec
 	stats *counters
+	line  line
 }
 
-func (d *connect) DialStream(ctx context.Context, t flow.Target, early []byte) (flow.StreamConn, error) {
-	c, err := d.net.dialProxy(ctx, d.spec, d.stats)
+func newConnect(nd *netDialer, s Spec, stats *counters) *connect {
+	d := &connect{net: nd, spec: s, stats: stats}
+	d.line = connectLine(newPool(nd.opts.PoolMax, stats, d.dial))
+	return d
+}
+
+// connectLine is a line of HTTP/1.1 CONNECT.
+func connectLine(p *pool) line {
+	return line{pool: p, what: "CONNECT", request: appendConnect, reply: func(a *answer) error { return readReply(a) }}
+}
+
+// dial makes a connection, which is ready at once.
+func (d *connect) dial(ctx context.Context) (*warm, error) {
+	var tr Trace
+	c, err := d.net.dialProxy(WithTrace(ctx, &tr), d.spec, d.stats)
 	if err != nil {
 		return nil, err
 	}
-	if err := connectOver(ctx, c, d.spec, t, early, handshakeTimeout); err != nil {
-		abort(c)
-		return nil, err
-	}
-	return c, nil
+	return newWarm(c, c, &tr, 0), nil
 }
 
-func (d *connect) check(ctx context.Context) error {
-	c, err := d.net.dialProxy(ctx, d.spec, d.stats)
+func (d *connect) open(ctx context.Context, a ask) (flow.StreamConn, error) {
+	return d.line.tunnel(ctx, nil, a)
+}
+
+func (d *connect) check(ctx context.Context, s *Spec) error {
+	w, err := d.dial(ctx)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	return checkConnect(ctx, c, d.spec)
+	defer d.line.pool.prime()
+	return d.line.check(ctx, w, s)
 }
 
-func (d *connect) close() {}
+func (d *connect) flush() { d.line.pool.flush() }
+func (d *connect) close() { d.line.pool.close() }
 
 // dialProxy connects to the proxy itself.
 func (d *netDialer) dialProxy(ctx context.Context, s Spec, stats *counters) (*net.TCPConn, error) {
@@ -68,56 +85,53 @@ func (d *netDialer) dialProxy(ctx context.Context, s Spec, stats *counters) (*ne
 	if err != nil {
 		return nil, dialFault(err)
 	}
-	stats.rtt.Store(int64(time.Since(connecting)))
+	stats.measured(time.Since(connecting))
 	return c, nil
 }
 
-// checkConnect asks for a tunnel and judges the answer; silence is fine.
-func checkConnect(ctx context.Context, c net.Conn, s Spec) error {
-	err := connectOver(ctx, c, s, flow.Target{Name: checkTarget, Port: 443}, nil, checkSilence)
-	var e *Error
-	if errors.As(err, &e) && e.Kind == Timeout && ctx.Err() == nil {
+// check asks for a tunnel on w, which it closes, and judges the answer; silence
+// is fine.
+func (l *line) check(ctx context.Context, w *warm, s *Spec) error {
+	k := l.begin(ctx, w, ask{spec: s, t: flow.Target{Name: checkTarget, Port: 443}})
+	err := k.send()
+	if err == nil {
+		err = k.await(checkSilence)
+	}
+	_ = k.end(err)
+	w.abort()
+	if err == nil || isTimeout(err) && ctx.Err() == nil {
 		return nil
 	}
-	return err
+	return talkFault(l.what, err)
 }
 
-// connectOver turns c, a connection to an HTTP/1.1 proxy, into one to t, and
-// sends early. On error c is of no further use.
-func connectOver(ctx context.Context, c net.Conn, s Spec, t flow.Target, early []byte, limit time.Duration) error {
-	begin := time.Now()
-	release := until(ctx, c, limit)
-	err := func() error {
-		if _, err := c.Write(connectRequest(s, t)); err != nil {
-			return talkFault("CONNECT", err)
-		}
-		if err := readReply(c); err != nil {
-			return talkFault("CONNECT", err)
-		}
-		if len(early) > 0 {
-			if _, err := c.Write(early); err != nil {
-				return targetFault(flow.Refused, fmt.Errorf("send first bytes: %w", err))
-			}
-		}
-		return nil
-	}()
-	traceOf(ctx).Connect = time.Since(begin)
-	if whole := release(); err == nil && !whole {
-		err = talkFault("CONNECT", context.Cause(ctx))
+// appendConnect adds the request in RFC 9110 section 9.3.6, with credentials
+// as in RFC 7617 (UTF-8).
+func appendConnect(b []byte, s *Spec, t flow.Target) []byte {
+	b = append(b, "CONNECT "...)
+	b = appendHostPort(b, t)
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = appendHostPort(b, t)
+	if a := basicAuth(*s); a != "" {
+		b = append(b, "\r\nProxy-Authorization: "...)
+		b = append(b, a...)
 	}
-	return err
+	return append(b, "\r\n\r\n"...)
 }
 
-// connectRequest is the request in RFC 9110 section 9.3.6, with credentials as
-// in RFC 7617 (UTF-8).
-func connectRequest(s Spec, t flow.Target) []byte {
-	host := t.String()
-	b := make([]byte, 0, 256)
-	b = append(b, "CONNECT "+host+" HTTP/1.1\r\nHost: "+host+"\r\n"...)
-	if a := basicAuth(s); a != "" {
-		b = append(b, "Proxy-Authorization: "+a+"\r\n"...)
+// appendHostPort adds t.String().
+func appendHostPort(b []byte, t flow.Target) []byte {
+	switch {
+	case t.Name == "" && t.Addr.Is6():
+		b = append(t.Addr.AppendTo(append(b, '[')), ']')
+	case t.Name == "":
+		b = t.Addr.AppendTo(b)
+	case strings.Contains(t.Name, ":"):
+		b = append(append(append(b, '['), t.Name...), ']')
+	default:
+		b = append(b, t.Name...)
 	}
-	return append(b, "\r\n"...)
+	return strconv.AppendUint(append(b, ':'), uint64(t.Port), 10)
 }
 
 // basicAuth is the value of Proxy-Authorization, "" without credentials.
@@ -130,7 +144,7 @@ func basicAuth(s Spec) string {
 
 // readReply reads heads until a final one and judges it. Not a byte more is
 // read from c than the heads hold.
-func readReply(c net.Conn) error {
+func readReply(c io.Reader) error {
 	left := maxReplyBytes
 	for {
 		head, err := readHead(c, left)
@@ -152,10 +166,10 @@ func readReply(c net.Conn) error {
 }
 
 // readHead reads up to and including an empty line, at most max bytes.
-func readHead(c net.Conn, max int) ([]byte, error) {
+func readHead(c io.Reader, max int) ([]byte, error) {
 	buf := make([]byte, 0, min(512, max))
-	if t, ok := c.(*net.TCPConn); ok && canPeek {
-		return peekHead(t, buf, max)
+	if s, ok := c.(source); ok && s.canPeek() {
+		return peekHead(s, buf, max)
 	}
 	for {
 		// A head that does not end here needs at least so many bytes more.
@@ -180,34 +194,35 @@ func readHead(c net.Conn, max int) ([]byte, error) {
 }
 
 // peekHead is readHead without a system call for every two bytes.
-func peekHead(c *net.TCPConn, buf []byte, max int) ([]byte, error) {
-	var window [2048]byte
+func peekHead(c source, buf []byte, max int) ([]byte, error) {
 	for {
-		n, err := peek(c, window[:min(len(window), max-len(buf)+1)])
+		from := len(buf)
+		if from > max {
+			return nil, errHeadTooLong()
+		}
+		if cap(buf)-from < 256 {
+			buf = slices.Grow(buf, 1024)
+		}
+		n, err := c.peek(buf[from:min(cap(buf), max+1)])
 		if err != nil {
 			return nil, headCut(buf, err)
 		}
-		if n == 0 {
-			return nil, headCut(buf, io.EOF)
-		}
-		from := len(buf)
-		buf = append(buf, window[:n]...)
+		buf = buf[:from+n]
 		end := headEnd(buf, from)
 		if end < 0 && len(buf) > max || end > max {
 			return nil, errHeadTooLong()
 		}
-		take := n
 		if end >= 0 {
-			take = end - from
+			buf = buf[:end]
 		}
-		if _, err := io.ReadFull(c, window[:take]); err != nil {
+		if _, err := io.ReadFull(c, buf[from:]); err != nil {
 			return nil, headCut(buf[:from], err)
 		}
-		if err := plausible(buf[:from+take]); err != nil {
+		if err := plausible(buf); err != nil {
 			return nil, err
 		}
 		if end >= 0 {
-			return buf[:end], nil
+			return buf, nil
 		}
 	}
 }

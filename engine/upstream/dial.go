@@ -168,26 +168,3 @@ func (d *netDialer) dialOne(ctx context.Context, ap netip.AddrPort) (*net.TCPCon
 	}
 	return c.(*net.TCPConn), nil
 }
-
-// until makes every read and write on c fail when ctx ends or after limit.
-// The returned function lifts that again and reports whether c is still whole;
-// call it exactly once.
-func until(ctx context.Context, c net.Conn, limit time.Duration) (release func() bool) {
-	deadline := time.Now().Add(limit)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	_ = c.SetDeadline(deadline)
-	fired := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		_ = c.SetDeadline(time.Unix(1, 0))
-		close(fired)
-	})
-	return func() bool {
-		if !stop() {
-			<-fired
-			return false
-		}
-		return c.SetDeadline(time.Time{}) == nil
-	}
-}

@@ -17,17 +17,17 @@ type direct struct {
 	net *netDialer
 }
 
-func (d *direct) DialStream(ctx context.Context, t flow.Target, early []byte) (flow.StreamConn, error) {
+func (d *direct) open(ctx context.Context, a ask) (flow.StreamConn, error) {
 	tr := traceOf(ctx)
 	begin := time.Now()
-	c, err := d.dial(ctx, t)
+	c, err := d.dial(ctx, a.t)
 	tr.Dial = time.Since(begin)
 	if err != nil {
 		return nil, directFault(err)
 	}
-	if len(early) > 0 {
+	if len(a.early) > 0 {
 		release := until(ctx, c, handshakeTimeout)
-		_, err := c.Write(early)
+		_, err := c.Write(a.early)
 		if whole := release(); err != nil || !whole {
 			c.Close()
 			return nil, directFault(errors.Join(err, ctx.Err()))

@@ -28,20 +28,33 @@ func (v Verdict) String() string {
 }
 
 // Early is the verdict now.
-func (u *Upstream) Early() Verdict { return Verdict(u.verdict.Load()) }
+func (u *Upstream) Early() Verdict {
+	if u.prover == nil {
+		return EarlyUnknown
+	}
+	return Verdict(u.prover.verdict.Load())
+}
 
 // SetEarly gives the verdict that an earlier run came to. Options.EarlyChanged
 // is not called.
-func (u *Upstream) SetEarly(v Verdict) { u.verdict.Store(uint32(v)) }
+func (u *Upstream) SetEarly(v Verdict) {
+	if u.prover != nil {
+		u.prover.verdict.Store(uint32(v))
+	}
+}
 
 // WantsEarly says that a flow to t gains by handing its client's first bytes
 // to DialStream, so that the client is to be accepted before the upstream has
-// answered. It takes no lock.
+// answered: the upstream carries them, or this flow may find out. While the
+// upstream fails it does not, so that clients are refused. It takes no lock.
 func (u *Upstream) WantsEarly(t flow.Target) bool {
-	if u.spec.Scheme == schemeDirect || t.Name == "" && t.Addr.Is6() {
+	if u.prover == nil || t.Name == "" && t.Addr.Is6() {
 		return false // a refusal has to reach the client as one (RFC 8305)
 	}
-	return u.Early() == EarlyCarries
+	if u.Early() != EarlyCarries && !u.stats.worked.Load() {
+		return false // where nothing works there is nothing to find out
+	}
+	return u.stats.failures.Load() == 0 && u.prover.wants()
 }
 
 // SafeToRepeat says that b, the first bytes of a client, may reach a server

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -37,19 +38,28 @@ func (c *tlsConn) Close() error {
 
 var _ flow.StreamConn = (*tlsConn)(nil)
 
+// tlsConfig is how a proxy is spoken to. Its cache of tickets spares later
+// connections the certificates (RFC 8446 section 2.2).
+func tlsConfig(s Spec, alpn []string) *tls.Config {
+	return &tls.Config{
+		ServerName:         s.serverName(),
+		RootCAs:            s.CA,
+		NextProtos:         alpn,
+		MinVersion:         tls.VersionTLS12,
+		ClientSessionCache: tls.NewLRUClientSessionCache(0),
+		// One write is one record, also at first.
+		DynamicRecordSizingDisabled: true,
+	}
+}
+
 // dialTLS connects to the proxy and completes the TLS handshake.
-func (d *netDialer) dialTLS(ctx context.Context, s Spec, stats *counters, alpn []string, limit time.Duration) (*tlsConn, error) {
+func (d *netDialer) dialTLS(ctx context.Context, s Spec, stats *counters, config *tls.Config, limit time.Duration) (*tlsConn, error) {
 	tcp, err := d.dialProxy(ctx, s, stats)
 	if err != nil {
 		return nil, err
 	}
 	begin := time.Now()
-	c := tls.Client(tcp, &tls.Config{
-		ServerName: s.serverName(),
-		RootCAs:    s.CA,
-		NextProtos: alpn,
-		MinVersion: tls.VersionTLS12,
-	})
+	c := tls.Client(tcp, config)
 	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err = c.HandshakeContext(bounded)
@@ -71,35 +81,43 @@ type secure struct {
 	net   *netDialer
 	spec  Spec
 	stats *counters
-	alpn  []string
+	tls   *tls.Config
 	h2    sessions
+	line  line
+	http1 atomic.Bool // the last connection settled on HTTP/1.1
 }
 
 func newSecure(nd *netDialer, s Spec, stats *counters) *secure {
-	d := &secure{net: nd, spec: s, stats: stats, alpn: []string{alpnH2, alpnHTTP1}}
+	alpn := []string{alpnH2, alpnHTTP1}
 	if s.HTTP2 != nil {
-		d.alpn = []string{alpnHTTP1}
+		alpn = []string{alpnHTTP1}
 		if *s.HTTP2 {
-			d.alpn = []string{alpnH2}
+			alpn = []string{alpnH2}
 		}
 	}
+	d := &secure{net: nd, spec: s, stats: stats, tls: tlsConfig(s, alpn)}
 	d.h2.dial = d.dial
+	d.line = connectLine(newPool(nd.opts.PoolMax, stats, d.dialHTTP1))
+	d.http1.Store(len(alpn) == 1 && alpn[0] == alpnHTTP1)
 	return d
 }
 
 // dial makes a connection and says whether it speaks HTTP/2.
 func (d *secure) dial(ctx context.Context, limit time.Duration) (*tlsConn, bool, error) {
-	c, err := d.net.dialTLS(ctx, d.spec, d.stats, d.alpn, limit)
+	c, err := d.net.dialTLS(ctx, d.spec, d.stats, d.tls, limit)
 	if err != nil {
 		return nil, false, err
 	}
+	alpn := d.tls.NextProtos
 	switch got := c.ConnectionState().NegotiatedProtocol; {
 	case got == alpnH2:
+		d.http1.Store(false)
 		return c, true, nil
-	case len(d.alpn) == 1 && d.alpn[0] == alpnH2:
+	case len(alpn) == 1 && alpn[0] == alpnH2:
 		c.Close()
 		return nil, false, fault(Protocol, errors.New("the proxy does not speak HTTP/2"), "remove the setting that insists on HTTP/2")
 	case got == "" || got == alpnHTTP1:
+		d.http1.Store(true)
 		return c, false, nil
 	default:
 		c.Close()
@@ -107,22 +125,43 @@ func (d *secure) dial(ctx context.Context, limit time.Duration) (*tlsConn, bool,
 	}
 }
 
-func (d *secure) DialStream(ctx context.Context, t flow.Target, early []byte) (flow.StreamConn, error) {
-	st, c, err := d.h2.connect(ctx, d.spec, t, patience{tlsTimeout, handshakeTimeout})
+// errHTTP2 says that a proxy that spoke HTTP/1.1 does not any more.
+var errHTTP2 = errors.New("the proxy speaks HTTP/2 now")
+
+// dialHTTP1 makes a connection for the pool.
+func (d *secure) dialHTTP1(ctx context.Context) (*warm, error) {
+	var tr Trace
+	c, isH2, err := d.dial(WithTrace(ctx, &tr), tlsTimeout)
 	if err != nil {
 		return nil, err
 	}
-	if st != nil {
-		if err := writeEarly(ctx, st, early); err != nil {
-			return nil, err
-		}
-		return st, nil
+	if isH2 {
+		_ = c.Close()
+		return nil, errHTTP2
 	}
-	if err := connectOver(ctx, c, d.spec, t, early, handshakeTimeout); err != nil {
-		abort(c.tcp)
+	return newWarm(c, c.tcp, &tr, 0), nil
+}
+
+func (d *secure) open(ctx context.Context, a ask) (flow.StreamConn, error) {
+	if d.http1.Load() {
+		if c, err := d.line.tunnel(ctx, nil, a); !errors.Is(err, errHTTP2) {
+			return c, err
+		}
+	}
+	st, c, err := d.h2.connect(ctx, *a.spec, a.t, patience{tlsTimeout, handshakeTimeout})
+	switch {
+	case err != nil:
+		return nil, err
+	case c != nil: // the first connection, which has turned out to be HTTP/1.1
+		tr := traceOf(ctx)
+		w := newWarm(c, c.tcp, tr, 0)
+		w.waited = tr.Dial + tr.TLS
+		return d.line.tunnel(ctx, w, a)
+	}
+	if err := writeEarly(ctx, st, a.early); err != nil {
 		return nil, err
 	}
-	return c, nil
+	return st, nil
 }
 
 // writeEarly sends the client's first bytes on a new tunnel, and closes it if
@@ -143,14 +182,14 @@ func writeEarly(ctx context.Context, c flow.StreamConn, early []byte) error {
 	return nil
 }
 
-func (d *secure) check(ctx context.Context) error {
-	st, c, err := d.h2.connect(ctx, d.spec, flow.Target{Name: checkTarget, Port: 443}, patience{greetTimeout, checkSilence})
+func (d *secure) check(ctx context.Context, s *Spec) error {
+	st, c, err := d.h2.connect(ctx, *s, flow.Target{Name: checkTarget, Port: 443}, patience{greetTimeout, checkSilence})
 	if st != nil {
 		st.Close()
 	}
 	if c != nil {
-		defer c.Close()
-		return checkConnect(ctx, c, d.spec)
+		d.line.pool.prime()
+		return d.line.check(ctx, newWarm(c, c.tcp, new(Trace), 0), s)
 	}
 	if errors.Is(err, errSilent) && ctx.Err() == nil {
 		return nil
@@ -158,4 +197,9 @@ func (d *secure) check(ctx context.Context) error {
 	return err
 }
 
-func (d *secure) close() { d.h2.close() }
+func (d *secure) flush() { d.line.pool.flush() }
+
+func (d *secure) close() {
+	d.h2.close()
+	d.line.pool.close()
+}

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,61 +37,76 @@ type socks5 struct {
 	net   *netDialer
 	spec  Spec
 	stats *counters
+	line  line
 }
 
-func (d *socks5) DialStream(ctx context.Context, t flow.Target, early []byte) (flow.StreamConn, error) {
-	c, _, err := d.request(ctx, socksConnect, t)
-	if err != nil {
-		return nil, err
+func newSOCKS5(nd *netDialer, s Spec, stats *counters) *socks5 {
+	d := &socks5{net: nd, spec: s, stats: stats}
+	d.line = line{
+		pool:    newPool(nd.opts.PoolMax, stats, func(ctx context.Context) (*warm, error) { return d.dial(ctx, handshakeTimeout) }),
+		what:    "SOCKS5 handshake",
+		request: func(b []byte, _ *Spec, t flow.Target) []byte { return appendSOCKSRequest(b, socksConnect, t) },
+		reply:   socksReply,
 	}
-	if err := writeEarly(ctx, c, early); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return d
 }
 
-// request connects, authenticates and makes one request; bound is the address
-// in the reply.
-func (d *socks5) request(ctx context.Context, command byte, t flow.Target) (c *net.TCPConn, bound flow.Target, err error) {
-	c, err = d.net.dialProxy(ctx, d.spec, d.stats)
+// dial connects, settles the method and authenticates. The proxy has limit for
+// the latter two.
+func (d *socks5) dial(ctx context.Context, limit time.Duration) (*warm, error) {
+	var tr Trace
+	c, err := d.net.dialProxy(WithTrace(ctx, &tr), d.spec, d.stats)
 	if err != nil {
-		return nil, bound, err
+		return nil, err
 	}
 	begin := time.Now()
-	release := until(ctx, c, handshakeTimeout)
+	release := until(ctx, c, limit)
 	err = negotiate(c, d.spec)
-	if err == nil {
-		bound, err = exchange(c, command, t)
-	}
-	traceOf(ctx).Connect = time.Since(begin)
 	if whole := release(); err == nil && !whole {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		abort(c)
-		return nil, bound, talkFault("SOCKS5 handshake", err)
+		return nil, talkFault("SOCKS5 handshake", err)
 	}
-	return c, bound, nil
+	return newWarm(c, c, &tr, time.Since(begin)), nil
 }
 
-// check negotiates and authenticates, and asks for nothing. Silence counts: a
-// web server, say, waits for the rest of what it takes for a request.
-func (d *socks5) check(ctx context.Context) error {
-	c, err := d.net.dialProxy(ctx, d.spec, d.stats)
+func (d *socks5) open(ctx context.Context, a ask) (flow.StreamConn, error) {
+	return d.line.tunnel(ctx, nil, a)
+}
+
+// check negotiates and authenticates, and asks for nothing; the pool gets the
+// connection. Silence counts: a web server, say, waits for the rest of what it
+// takes for a request.
+func (d *socks5) check(ctx context.Context, _ *Spec) error {
+	w, err := d.dial(ctx, greetTimeout)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	release := until(ctx, c, greetTimeout)
-	err = negotiate(c, d.spec)
-	release()
-	if err != nil {
-		return talkFault("SOCKS5 handshake", err)
-	}
+	d.line.pool.prime()
+	d.line.pool.put(w)
 	return nil
 }
 
-func (d *socks5) close() {}
+// request makes another request than CONNECT; bound is the address in the
+// reply.
+func (d *socks5) request(ctx context.Context, command byte, t flow.Target) (c *net.TCPConn, bound flow.Target, err error) {
+	l := &line{
+		pool:    d.line.pool,
+		what:    "SOCKS5 request",
+		request: func(b []byte, _ *Spec, t flow.Target) []byte { return appendSOCKSRequest(b, command, t) },
+		reply:   socksReply,
+	}
+	k, err := l.talk(ctx, nil, ask{spec: &d.spec, t: t})
+	if err != nil {
+		return nil, bound, err
+	}
+	return k.w.tcp, k.in.bound, nil
+}
+
+func (d *socks5) flush() { d.line.pool.flush() }
+func (d *socks5) close() { d.line.pool.close() }
 
 // negotiate settles the method and authenticates (RFC 1928 section 3, RFC 1929).
 func negotiate(c io.ReadWriter, s Spec) error {
@@ -150,15 +166,9 @@ func authenticate(c io.ReadWriter, s Spec) error {
 	return nil
 }
 
-// exchange sends one request and reads its reply to the byte (RFC 1928
-// sections 4 and 6).
-func exchange(c io.ReadWriter, command byte, t flow.Target) (bound flow.Target, err error) {
-	b := make([]byte, 0, 4+1+maxHostBytes+2)
-	b = append(b, socksVersion, command, 0)
-	if _, err := c.Write(appendSOCKSAddr(b, t)); err != nil {
-		return bound, err
-	}
-	return readSOCKSReply(c)
+// appendSOCKSRequest adds a request (RFC 1928 section 4).
+func appendSOCKSRequest(b []byte, command byte, t flow.Target) []byte {
+	return appendSOCKSAddr(append(b, socksVersion, command, 0), t)
 }
 
 // appendSOCKSAddr adds ATYP, address and port; a name goes before an address.
@@ -177,6 +187,37 @@ func appendSOCKSAddr(b []byte, t flow.Target) []byte {
 	return append(b, byte(t.Port>>8), byte(t.Port))
 }
 
+func socksReply(a *answer) (err error) {
+	a.bound, err = peekSOCKSReply(a)
+	return err
+}
+
+// maxSOCKSReplyBytes: VER, REP, RSV, ATYP, length, name, port.
+const maxSOCKSReplyBytes = 4 + 1 + 255 + 2
+
+// peekSOCKSReply is readSOCKSReply with two system calls where the reply comes
+// in one piece.
+func peekSOCKSReply(a source) (bound flow.Target, err error) {
+	if !a.canPeek() {
+		return readSOCKSReply(a)
+	}
+	var b [maxSOCKSReplyBytes]byte
+	n, err := a.peek(b[:])
+	if err != nil {
+		return bound, err
+	}
+	whole := bytes.NewReader(b[:n])
+	bound, err = readSOCKSReply(whole)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return readSOCKSReply(a)
+	}
+	if err == nil {
+		_, err = io.ReadFull(a, b[:n-whole.Len()])
+	}
+	return bound, err
+}
+
+// readSOCKSReply reads one reply to the byte (RFC 1928 section 6).
 func readSOCKSReply(r io.Reader) (bound flow.Target, err error) {
 	var head [4]byte
 	// A proxy that says no may send less than a whole reply.

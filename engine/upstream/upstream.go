@@ -28,7 +28,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -61,8 +60,8 @@ type Options struct {
 	// Resolve finds the addresses of upstreams' names and, when direct, of
 	// targets. Nil: the system's resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
-	// EarlyChanged is told of a new verdict on early data, by a goroutine of the
-	// upstream's own; it must not block for long. Nil: nobody is told.
+	// EarlyChanged is told of a new verdict on early data, on the goroutine of
+	// the flow that led to it: it must not block. Nil: nobody is told.
 	EarlyChanged func(*Upstream)
 	// PoolMax is how many warm connections may be kept. 0: 64; negative: none.
 	PoolMax int
@@ -71,9 +70,12 @@ type Options struct {
 
 // protocol is what each dialer gives an Upstream.
 type protocol interface {
-	StreamDialer
-	check(ctx context.Context) error
-	close()
+	// open gives a stream to a.t on which a.early has been sent.
+	open(ctx context.Context, a ask) (flow.StreamConn, error)
+	// check does what Upstream.Check says, with the credentials of s.
+	check(ctx context.Context, s *Spec) error
+	flush() // what Upstream.Flush says
+	close() // what Upstream.Close says
 }
 
 // Upstream is one way to the Internet. All methods may be called at any time
@@ -83,7 +85,7 @@ type Upstream struct {
 	streams protocol
 	packets PacketDialer // nil if it carries no UDP
 	stats   counters
-	verdict atomic.Uint32 // a Verdict
+	prover  *prover // of early data; nil if there is none
 }
 
 // New makes the upstream that s describes; it opens nothing.
@@ -100,13 +102,18 @@ func New(s Spec, o Options) (*Upstream, error) {
 	case schemeDirect:
 		d := &direct{net: nd}
 		u.streams, u.packets = d, packets{u, d}
+		return u, nil
 	case schemeSOCKS5:
-		d := &socks5{net: nd, spec: s, stats: &u.stats}
+		d := newSOCKS5(nd, s, &u.stats)
 		u.streams, u.packets = d, packets{u, d}
 	case schemeHTTP:
-		u.streams = &connect{net: nd, spec: s, stats: &u.stats}
+		u.streams = newConnect(nd, s, &u.stats)
 	case schemeHTTPS:
 		u.streams = newSecure(nd, s, &u.stats)
+	}
+	u.prover = &prover{}
+	if o.EarlyChanged != nil {
+		u.prover.changed = func() { o.EarlyChanged(u) }
 	}
 	return u, nil
 }
@@ -115,11 +122,13 @@ func New(s Spec, o Options) (*Upstream, error) {
 func (u *Upstream) Spec() Spec { return u.spec }
 
 // Stats is a snapshot.
-func (u *Upstream) Stats() Stats { return u.stats.snapshot() }
+func (u *Upstream) Stats() Stats {
+	return u.stats.snapshot()
+}
 
 // Flush drops every connection that is kept for flows to come, as when the
 // network has changed under them. Flows that are open go on.
-func (u *Upstream) Flush() {}
+func (u *Upstream) Flush() { u.streams.flush() }
 
 // Close ends sessions that streams share, and with them their streams.
 // Connections of their own are the caller's. It is idempotent.
@@ -136,7 +145,7 @@ func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) 
 	tr := traceOf(ctx)
 	bounded, cancel := context.WithTimeout(WithTrace(ctx, tr), setupTimeout)
 	defer cancel()
-	c, err := u.streams.DialStream(bounded, t, early)
+	c, err := u.dial(bounded, ask{spec: &u.spec, t: t, early: early})
 	if err != nil {
 		return nil, u.wrap(ctx, err)
 	}
@@ -146,7 +155,31 @@ func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) 
 	if tr.Reused {
 		u.stats.reused.Add(1)
 	}
+	if tr.Warm {
+		u.stats.warmHits.Add(1)
+	}
+	if tr.Early {
+		u.stats.early.Add(1)
+	}
 	return c, nil
+}
+
+// dial sends early in the order that the verdict allows.
+func (u *Upstream) dial(ctx context.Context, a ask) (flow.StreamConn, error) {
+	if u.prover == nil {
+		return u.streams.open(ctx, a)
+	}
+	switch u.prover.choose(a.early) {
+	case proving:
+		return u.prove(ctx, a)
+	case ahead:
+		a.ahead = true
+	}
+	c, err := u.streams.open(ctx, a)
+	if a.ahead && err == nil && traceOf(ctx).refused {
+		u.prover.lost()
+	}
+	return c, err
 }
 
 // Packets is nil if this upstream cannot carry UDP at all.
@@ -180,7 +213,7 @@ func (p packets) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn
 func (u *Upstream) Check(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	err := u.streams.check(bounded)
+	err := u.streams.check(bounded, &u.spec)
 	var e *Error
 	if errors.As(err, &e) && e.Kind == Target {
 		err = nil
@@ -211,8 +244,9 @@ func (u *Upstream) wrap(ctx context.Context, err error) error {
 	return &named
 }
 
-func (d *direct) check(context.Context) error { return nil }
-func (d *direct) close()                      {}
+func (d *direct) check(context.Context, *Spec) error { return nil }
+func (d *direct) flush()                             {}
+func (d *direct) close()                             {}
 
 var (
 	_ StreamDialer = (*Upstream)(nil)

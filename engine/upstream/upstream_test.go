@@ -457,7 +457,7 @@ func TestUDP(t *testing.T) {
 }
 
 func TestUDPControlLost(t *testing.T) {
-	control := make(chan *net.TCPConn, 1)
+	control := make(chan *net.TCPConn, 1000)
 	proxy := &socksProxy{}
 	u := open(t, "socks5://"+serve(t, func(c *net.TCPConn) { control <- c; proxy.handle(c) }).String(), nil, Options{})
 	c, err := u.Packets().DialPackets(within(t, 5*time.Second), flow.Target{})
@@ -465,7 +465,9 @@ func TestUDPControlLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	(<-control).Close()
+	for len(control) > 0 { // the pool has some too
+		(<-control).Close()
+	}
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if _, _, err := c.ReadFrom(make([]byte, 100)); !errors.Is(err, net.ErrClosed) {
 		t.Fatalf("%v", err)
