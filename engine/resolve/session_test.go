@@ -43,6 +43,7 @@ func TestStickyRenewsBeforeTheProviderEndsIt(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
+		synctest.Wait()
 		if age := time.Since(start); age < 9*time.Minute-time.Second || age >= 10*time.Minute {
 			t.Errorf("renewed after %v", age)
 		}
@@ -89,6 +90,7 @@ func TestIdleKeysAreForgotten(t *testing.T) {
 			mustPick(t, r, k)
 			time.Sleep(time.Second)
 		}
+		synctest.Wait()
 		if in := r.Sessions(); len(in) != 1 || in[0].Domain != "busy.example" {
 			t.Errorf("%d sessions", len(in))
 		}

@@ -44,6 +44,12 @@ func (s *site) fetch(ctx context.Context, url, etag string) (io.ReadCloser, stri
 	return io.NopCloser(strings.NewReader(s.text)), s.etag, false, nil
 }
 
+func (s *site) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
+}
+
 func (s *site) set(text, etag string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,8 +117,8 @@ func TestListIsAskedForByETag(t *testing.T) {
 		read := r.Lists()[0].Read
 		s.set("would not parse", "a", nil)
 		time.Sleep(2 * time.Hour)
-		if in := r.Lists()[0]; in.Error != "" || !in.Read.After(read) || s.calls < 2 || s.calls > 3 {
-			t.Errorf("%+v after %d calls", in, s.calls)
+		if in := r.Lists()[0]; in.Error != "" || !in.Read.After(read) || s.count() < 2 || s.count() > 3 {
+			t.Errorf("%+v after %d calls", in, s.count())
 		}
 	})
 }
@@ -146,8 +152,8 @@ func TestManyRefreshesAreOne(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if s.calls != 1 {
-			t.Errorf("%d fetches", s.calls)
+		if s.count() != 1 {
+			t.Errorf("%d fetches", s.count())
 		}
 		s.set("", "", errors.New("down"))
 		if err := r.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), `list "l": down`) {
@@ -167,8 +173,8 @@ func TestFailedListsAreRetriedSooner(t *testing.T) {
 		r := withList(t, &List{Name: "l", URL: "u", Every: 24 * time.Hour, Fetch: s.fetch}, nil)
 		running(t, r)
 		time.Sleep(5 * time.Minute)
-		if s.calls < 3 || s.calls > 6 {
-			t.Errorf("%d attempts in 5 minutes", s.calls)
+		if s.count() < 3 || s.count() > 6 {
+			t.Errorf("%d attempts in 5 minutes", s.count())
 		}
 		s.set("1.2.3.4:80", "", nil)
 		time.Sleep(10 * time.Minute)
