@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -86,11 +87,21 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 			cancel()
 		}
 	})
+	wait.Go(func() {
+		select {
+		case <-time.After(trimAfter):
+			trim()
+		case <-ctx.Done():
+		}
+	})
 	err = eng.Run(ctx)
 	cancel()
 	wait.Wait()
 	return err
 }
+
+// trimAfter is when the start is over.
+const trimAfter = time.Second
 
 // steer is the command that steers this service: the program beside this one,
 // with the socket where it would not find that by itself.
