@@ -30,7 +30,7 @@ demo: build ## the old way and ours, side by side in a small internet of namespa
 	@scripts/deps test
 	$(GO) run ./lab/cmd/demo
 
-bench: build ## figures for docs/PERFORMANCE.md; set PEERS=DIR to compare with other programs
+bench: build ## figures for docs/PERFORMANCE.md, into bench/out (needs root); PEERS=DIR compares with other programs
 	@scripts/deps bench
 	@scripts/bench
 

@@ -29,6 +29,9 @@ type Options struct {
 	// Benchmarks is a file with the output of go test -bench, for the cost of a
 	// choice and of a rule match; "" for none.
 	Benchmarks string
+	// SideBySide is a file with the results of a harness of system-wide proxies,
+	// "candidate metric value" lines; "" for none.
+	SideBySide string
 	Command    string    // as the user gave it, for the report
 	Progress   io.Writer // a line for each step; nil for none
 }
@@ -42,6 +45,7 @@ type row struct {
 func rows() []row {
 	return []row{
 		{"hot", "single functions, from the output of go test -bench", (*runner).hot},
+		{"side-by-side", "ours beside other programs, from a harness's results", (*runner).sideBySide},
 		{"first-byte", "first byte of a fresh connection on a 20 ms path, in round trips", (*runner).firstByte},
 		{"reuse", "flows without a new handshake in their path, browsing-like load", (*runner).reuse},
 		{"added", "what we add to a request, against an app that speaks to the proxy itself", (*runner).added},

@@ -70,6 +70,45 @@ BenchmarkMatch10k 	 1000	 512 ns/op	 0 B/op	 0 allocs/op
 	}
 }
 
+func TestSideBySide(t *testing.T) {
+	s, err := parseSideBySide(strings.NewReader(`direct dl1 20
+client-socks5 dl1 16
+sing-box-mixed dl1 10
+sing-box-mixed dl1 11
+sing-box-mixed dl1 10.5
+hev dl1 5
+hev cps 5000
+hev cps.p99 5
+atlantic dl1 12
+atlantic cps 6000
+atlantic cps.p99 5.5
+atlantic ka1.p50 0.12
+nonsense
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r Report
+	r.compare(s)
+	for name, want := range map[string]struct {
+		value float64
+		met   bool
+	}{
+		"side-by-side/dl1/ratio":     {12 / 10.5, false},
+		"side-by-side/cps/ratio":     {1.2, false},
+		"side-by-side/cps.p99/ratio": {1.1, false},
+		"side-by-side/ka1.p50":       {0.12, false},
+		"side-by-side/dl1":           {12, true},
+	} {
+		if f, ok := r.Get(name); !ok || math.Abs(f.Value-want.value) > 1e-9 || f.Met() != want.met {
+			t.Errorf("%s: %+v, want %+v", name, f, want)
+		}
+	}
+	if rows := r.tables[0].Rows; len(rows) != 4 || strings.Join(rows[0], "|") != "download, 1 stream, Gbit/s|5|10.5|12|1.14 (sing-box-mixed)" {
+		t.Errorf("%q", rows)
+	}
+}
+
 // TestPlots draws what is ordinary and what is odd, and reads it back.
 func TestPlots(t *testing.T) {
 	for name, p := range map[string]Plot{

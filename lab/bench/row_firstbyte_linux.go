@@ -80,7 +80,7 @@ type order struct {
 
 func (r *runner) firstByteOf(ctx context.Context, s *stage, c scheme, index int) ([]string, error) {
 	name := "first-byte/" + slug(c.name) + "/"
-	task := Task{Kind: Fresh, Targets: targets(20), Count: pick(r, 150, 8), Gap: 30 * time.Millisecond, Bytes: 1 << 10}
+	task := Task{Kind: Fresh, Targets: targets(20), Count: pick(r, 150, 4), Gap: 30 * time.Millisecond, Bytes: 1 << 10}
 	var cells []string
 	for i, o := range orders() {
 		if o.drop && c.name == "HTTP/2" {

@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/lab"
@@ -23,28 +22,6 @@ func (r *runner) growth(ctx context.Context) error {
 		r.growthOfTables(series(all, "Pick", "Match"))
 	}
 	return err
-}
-
-// hot is the row "hot".
-func (r *runner) hot(context.Context) error {
-	if r.Benchmarks == "" {
-		r.Missing = append(r.Missing, "hot: no output of go test -bench was given")
-		return nil
-	}
-	all, err := r.benchmarks()
-	if err == nil {
-		r.hotFunctions(all)
-	}
-	return err
-}
-
-func (r *runner) benchmarks() ([]benchmark, error) {
-	f, err := os.Open(r.Benchmarks)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return parseBenchmarks(f)
 }
 
 // crowded is what was measured beside so many connections.

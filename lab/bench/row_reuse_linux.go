@@ -52,7 +52,7 @@ func (r *runner) reuse(ctx context.Context) error {
 }
 
 func (r *runner) reuseIn(ctx context.Context, s *stage, v *service, p *proxy.Proxy, c scheme, phase string) ([]string, error) {
-	task := Task{Kind: Browse, Targets: names(40), Time: pick(r, time.Minute, 3*time.Second), Seed: 7, Samples: true}
+	task := Task{Kind: Browse, Targets: names(40), Time: pick(r, time.Minute, time.Second), Seed: 7, Samples: true}
 	var before, after api.Status
 	var res Result
 	accepted := p.Counters.Accepted.Load()

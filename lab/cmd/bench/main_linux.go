@@ -32,6 +32,7 @@ func main() {
 	flag.IntVar(&opt.SoakFlows, "soak-flows", 2_000_000, "flows of the row soak")
 	flag.DurationVar(&opt.SoakTime, "soak-time", 20*time.Minute, "how long the row soak takes")
 	flag.StringVar(&opt.Benchmarks, "benchmarks", "", "file with the output of go test -bench, for the row growth")
+	flag.StringVar(&opt.SideBySide, "side-by-side", "", "file with a harness's results, for the row side-by-side")
 	flag.StringVar(&out, "out", filepath.Join("bench", "out"), "folder for results.md, results.json and plots")
 	flag.Usage = usage
 	flag.Parse()
