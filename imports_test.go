@@ -48,7 +48,6 @@ var allowed = map[string][]string{
 // soleImporters are libraries that one package alone may know.
 var soleImporters = map[string][]string{
 	"gvisor.dev/gvisor":          {"engine/netstack"},
-	"github.com/elazarl/goproxy": {"engine/listener"},
 	"fyne.io/systray":            {"app/tray"},
 	"github.com/google/nftables": {"platform/linux"},
 }

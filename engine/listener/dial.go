@@ -59,11 +59,7 @@ func (p *dialPending) Accept() (flow.StreamConn, error) {
 	if p.decided.Swap(true) {
 		return nil, fmt.Errorf("accept request: %w", net.ErrClosed)
 	}
-	ours, theirs, err := tcpPair()
-	if err != nil {
-		p.tell(dialed{err: err})
-		return nil, fmt.Errorf("accept request for %s: %w", p.target, err)
-	}
+	ours, theirs := newPipe()
 	if !p.tell(dialed{conn: ours}) {
 		ours.Close()
 		theirs.Close()
@@ -86,30 +82,5 @@ func (p *dialPending) tell(d dialed) bool {
 		return true
 	case <-p.gone:
 		return false
-	}
-}
-
-// tcpPair is two ends of one loopback connection: like a socketpair, but on
-// every system, with half-close, and such that the Handler can splice.
-func tcpPair() (a, b *net.TCPConn, err error) {
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		return nil, nil, fmt.Errorf("open a socket pair: %w", err)
-	}
-	defer l.Close()
-	a, err = net.DialTCP("tcp4", nil, l.Addr().(*net.TCPAddr))
-	if err != nil {
-		return nil, nil, fmt.Errorf("open a socket pair: %w", err)
-	}
-	for {
-		b, err = l.AcceptTCP()
-		if err != nil {
-			a.Close()
-			return nil, nil, fmt.Errorf("open a socket pair: %w", err)
-		}
-		if b.RemoteAddr().String() == a.LocalAddr().String() {
-			return a, b, nil
-		}
-		b.Close() // another program's
 	}
 }

@@ -3,7 +3,7 @@
 //
 //	          ┌ 0x05 ─► socks5.go, udp.go ──────────────┐
 //	app ─TCP──┤ CONNECT ─► connect.go ──────────────────┼─► flow.Handler
-//	          ├ other HTTP ─► http.go (goproxy) ─ dial ─┘   (engine/route)
+//	          ├ other HTTP ─► http.go, forward.go ─ dial ┘   (engine/route)
 //	          └ anything else is refused
 //
 // The first byte of a connection decides. What an app asks for becomes a
@@ -14,7 +14,7 @@
 // handshake has been read, so that copying can splice; else what it gets is a
 // flow.Unwrapper.
 //
-// Only engine imports this package; only this package imports goproxy.
+// Only engine imports this package.
 package listener
 
 import (
