@@ -68,8 +68,9 @@ func (d *connect) check(ctx context.Context, s *Spec) error {
 	return d.line.check(ctx, w, s)
 }
 
-func (d *connect) flush() { d.line.pool.flush() }
-func (d *connect) close() { d.line.pool.close() }
+func (d *connect) ready(ctx context.Context) (time.Duration, error) { return d.line.ready(ctx, d.dial) }
+func (d *connect) flush()                                           { d.line.pool.flush() }
+func (d *connect) close()                                           { d.line.pool.close() }
 
 // dialProxy connects to the proxy itself.
 func (d *netDialer) dialProxy(ctx context.Context, s Spec, stats *counters) (*net.TCPConn, error) {
@@ -103,6 +104,17 @@ func (l *line) check(ctx context.Context, w *warm, s *Spec) error {
 		return nil
 	}
 	return talkFault(l.what, err)
+}
+
+// ready makes a connection, keeps it and says how long that took.
+func (l *line) ready(ctx context.Context, dial func(context.Context) (*warm, error)) (time.Duration, error) {
+	w, err := dial(ctx)
+	if err != nil {
+		return 0, err
+	}
+	took := w.dial + w.tls + w.greet
+	l.pool.add(w)
+	return took, nil
 }
 
 // appendConnect adds the request in RFC 9110 section 9.3.6, with credentials

@@ -24,7 +24,7 @@ const (
 //	window  └──┘3    └────┘6       └──┘4     set-up time × 4
 //	peak      3 ╲____  6 ╲_______________    half-life 1 min
 type demand struct {
-	recent [256]time.Time // of flows, a ring
+	recent [poolMax]int64 // of flows, Unix ns; a ring
 	next   int
 	first  time.Time     // flow after a pause
 	last   time.Time     // flow; zero: never
@@ -38,13 +38,13 @@ func (d *demand) note(now time.Time) {
 		d.first, d.peak = now, 0
 	}
 	faded := d.faded(now)
-	d.recent[d.next] = now
+	d.recent[d.next] = now.UnixNano()
 	d.next = (d.next + 1) % len(d.recent)
 	window := min(max(burstSetups*d.setup, minWindow), maxWindow)
 	n := 0
 	for i := range d.recent {
 		at := d.recent[(d.next-1-i+2*len(d.recent))%len(d.recent)]
-		if at.IsZero() || now.Sub(at) > window {
+		if now.UnixNano()-at > int64(window) {
 			break
 		}
 		n++

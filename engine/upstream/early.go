@@ -27,8 +27,14 @@ func (v Verdict) String() string {
 	return "unknown"
 }
 
-// Early is the verdict now.
+// Early is the verdict now; a group's is that of the gateway that carried its
+// last flow.
 func (u *Upstream) Early() Verdict {
+	if u.group != nil {
+		if g := u.group.last.Load(); g != nil {
+			return Verdict(g.prover.verdict.Load())
+		}
+	}
 	if u.prover == nil {
 		return EarlyUnknown
 	}
@@ -48,13 +54,19 @@ func (u *Upstream) SetEarly(v Verdict) {
 // answered: the upstream carries them, or this flow may find out. While the
 // upstream fails it does not, so that clients are refused. It takes no lock.
 func (u *Upstream) WantsEarly(t flow.Target) bool {
-	if u.prover == nil || t.Name == "" && t.Addr.Is6() {
+	p := u.prover
+	if u.group != nil {
+		if g := u.group.last.Load(); g != nil {
+			p = g.prover
+		}
+	}
+	if p == nil || t.Name == "" && t.Addr.Is6() {
 		return false // a refusal has to reach the client as one (RFC 8305)
 	}
 	if u.Early() != EarlyCarries && !u.stats.worked.Load() {
 		return false // where nothing works there is nothing to find out
 	}
-	return u.stats.failures.Load() == 0 && u.prover.wants()
+	return u.stats.failures.Load() == 0 && p.wants()
 }
 
 // SafeToRepeat says that b, the first bytes of a client, may reach a server

@@ -55,6 +55,9 @@ type Error struct {
 	Reason   flow.Reason // how to refuse the app
 	Err      error       // what happened
 	Hint     string      // "" if there is nothing useful to say
+	Status   int         // the proxy's: HTTP's, or below 100 a SOCKS5 reply; 0 if it gave none
+
+	words map[string]string // header fields of the answer, names in lower case
 }
 
 func (e *Error) Error() string {

@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -49,6 +48,11 @@ func (l *line) tunnel(ctx context.Context, w *warm, a ask) (flow.StreamConn, err
 	k, err := l.talk(ctx, w, a)
 	if err != nil {
 		return nil, err
+	}
+	if !k.a.ahead { // only now: of two talks, one is chosen
+		if err := writeEarly(ctx, k.w.conn, a.early); err != nil {
+			return nil, err
+		}
 	}
 	return k.w.conn, nil
 }
@@ -190,9 +194,8 @@ func (k *talk) send() error {
 	return err
 }
 
-// await reads the answer, of which the first byte has to come within limit,
-// and sends early after it unless that went ahead. It may be called again
-// after a timeout without an answer.
+// await reads the answer, of which the first byte has to come within limit. It
+// may be called again after a timeout without an answer.
 func (k *talk) await(limit time.Duration) error {
 	k.in.expect(limit)
 	err := k.line.reply(&k.in)
@@ -201,11 +204,6 @@ func (k *talk) await(limit time.Duration) error {
 	}
 	k.took = time.Since(k.sent)
 	k.line.pace.add(k.took)
-	if len(k.a.early) > 0 && !k.a.ahead {
-		if _, err := k.w.conn.Write(k.a.early); err != nil {
-			return targetFault(flow.Refused, fmt.Errorf("send first bytes: %w", err))
-		}
-	}
 	return nil
 }
 

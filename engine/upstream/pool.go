@@ -143,6 +143,14 @@ func (p *pool) popLocked(now time.Time) *warm {
 	return nil
 }
 
+// add gives the pool a connection that was made elsewhere, just now.
+func (p *pool) add(w *warm) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.epoch = p.epoch
+	p.putLocked(w)
+}
+
 // put adds a connection that is ready; one that has no place is closed.
 func (p *pool) put(w *warm) {
 	p.mu.Lock()

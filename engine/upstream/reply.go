@@ -13,6 +13,7 @@ import (
 const (
 	maxReplyBytes = 16 << 10 // of all heads together, so that 1xx answers are bounded too
 	maxTextBytes  = 160      // of a proxy's own words in an error
+	maxWords      = 16       // header fields that are kept of one
 )
 
 const (
@@ -27,8 +28,9 @@ type reply struct {
 	html   bool
 	body   bool // it announces content, which no proxy's 2xx to CONNECT has (RFC 9110 section 9.3.6)
 	// The proxy's own words about a failure, as far as it said any.
-	proxyStatus string // Proxy-Status (RFC 9209)
-	message     string // X-Error-Description, x-brd-err-msg …
+	proxyStatus string            // Proxy-Status (RFC 9209)
+	message     string            // X-Error-Description, x-brd-err-msg …
+	words       map[string]string // the fields of a failure that may tell more; names in lower case
 }
 
 func errHeadTooLong() error {
@@ -122,6 +124,12 @@ func badStatusLine(line string) error {
 
 // field notes a header field that says something about a failure.
 func (r *reply) field(name, value string) {
+	if r.status >= 300 && len(r.words) < maxWords && (strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "proxy-") || name == "retry-after") {
+		if r.words == nil {
+			r.words = make(map[string]string)
+		}
+		r.words[name] = clip(value, maxTextBytes)
+	}
 	switch name {
 	case "content-type":
 		r.html = strings.HasPrefix(strings.ToLower(value), "text/html")
@@ -155,6 +163,14 @@ func (r *reply) text() error {
 
 // judge maps a final answer to nil or an *Error.
 func (r *reply) judge() error {
+	err := r.sort()
+	if e := (*Error)(nil); errors.As(err, &e) {
+		e.Status, e.words = r.status, r.words
+	}
+	return err
+}
+
+func (r *reply) sort() error {
 	switch {
 	case r.status >= 200 && r.status < 300 && r.html && r.body:
 		// A page in place of a tunnel. Either mark alone is noise that some

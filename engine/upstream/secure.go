@@ -197,7 +197,30 @@ func (d *secure) check(ctx context.Context, s *Spec) error {
 	return err
 }
 
-func (d *secure) flush() { d.line.pool.flush() }
+func (d *secure) ready(ctx context.Context) (time.Duration, error) {
+	if d.http1.Load() {
+		if took, err := d.line.ready(ctx, d.dialHTTP1); !errors.Is(err, errHTTP2) {
+			return took, err
+		}
+	}
+	begin := time.Now()
+	c, _, err := d.dial(ctx, tlsTimeout)
+	if err != nil {
+		return 0, err
+	}
+	return time.Since(begin), c.Close()
+}
+
+// sessions is how many HTTP/2 sessions are open.
+func (d *secure) sessions() int {
+	d.h2.mu.Lock()
+	defer d.h2.mu.Unlock()
+	return len(d.h2.open)
+}
+
+func (d *secure) flush() {
+	d.line.pool.flush()
+}
 
 func (d *secure) close() {
 	d.h2.close()

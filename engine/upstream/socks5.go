@@ -85,7 +85,7 @@ func (d *socks5) check(ctx context.Context, _ *Spec) error {
 		return err
 	}
 	d.line.pool.prime()
-	d.line.pool.put(w)
+	d.line.pool.add(w)
 	return nil
 }
 
@@ -103,6 +103,10 @@ func (d *socks5) request(ctx context.Context, command byte, t flow.Target) (c *n
 		return nil, bound, err
 	}
 	return k.w.tcp, k.in.bound, nil
+}
+
+func (d *socks5) ready(ctx context.Context) (time.Duration, error) {
+	return d.line.ready(ctx, func(ctx context.Context) (*warm, error) { return d.dial(ctx, greetTimeout) })
 }
 
 func (d *socks5) flush() { d.line.pool.flush() }
@@ -284,5 +288,7 @@ func socksRefusal(code byte) error {
 	default:
 		return fault(Protocol, fmt.Errorf("SOCKS5 reply code %d", code), "")
 	}
-	return targetFault(r, fmt.Errorf("SOCKS5 reply %d: %s", code, text))
+	e := targetFault(r, fmt.Errorf("SOCKS5 reply %d: %s", code, text))
+	e.Status = int(code)
+	return e
 }

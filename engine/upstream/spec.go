@@ -38,12 +38,13 @@ const (
 	schemeHTTP   = "http"
 	schemeHTTPS  = "https"
 	schemeSOCKS5 = "socks5"
+	schemeGroup  = "group" // of NewGroup only
 )
 
 // Spec says what an upstream is. It is a value.
 type Spec struct {
 	Name     string // what people call it
-	Scheme   string // direct, http, https, socks5
+	Scheme   string // direct, http, https, socks5; "group" is NewGroup's
 	Host     string // name or address without brackets; "" for direct
 	Port     uint16
 	Username string
@@ -53,9 +54,9 @@ type Spec struct {
 	HTTP2    *bool          // https only: nil offers h2 and http/1.1, true insists on h2, false never offers it
 }
 
-// Addr is "host:port" as for net.Dial, "" for direct.
+// Addr is "host:port" as for net.Dial, "" for direct and groups.
 func (s Spec) Addr() string {
-	if s.Scheme == schemeDirect {
+	if s.Scheme == schemeDirect || s.Scheme == schemeGroup {
 		return ""
 	}
 	return net.JoinHostPort(s.Host, strconv.Itoa(int(s.Port)))

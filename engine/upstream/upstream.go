@@ -18,7 +18,8 @@
 // An error is an *Error, which tells the upstream's faults from the target's,
 // or wraps context.Canceled when the caller gave up.
 //
-// engine and engine/route import this; it imports engine/flow only.
+// engine and engine/route import this; it imports engine/flow and
+// engine/resolve only.
 package upstream
 
 import (
@@ -29,8 +30,10 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
 )
 
 // StreamDialer opens TCP streams to targets.
@@ -61,8 +64,12 @@ type Options struct {
 	// targets. Nil: the system's resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 	// EarlyChanged is told of a new verdict on early data, on the goroutine of
-	// the flow that led to it: it must not block. Nil: nobody is told.
+	// the flow that led to it: it must not block. For a group, it is given what
+	// stands for the gateway: Spec and Early. Nil: nobody is told.
 	EarlyChanged func(*Upstream)
+	// EarlyKnown gives the verdict of an earlier run on a group's gateway, which s
+	// names without credentials. Nil: none is known. See Upstream.SetEarly.
+	EarlyKnown func(s Spec) Verdict
 	// PoolMax is how many warm connections may be kept. 0: 64; negative: none.
 	PoolMax int
 	Log     *slog.Logger // nil: silent
@@ -74,6 +81,8 @@ type protocol interface {
 	open(ctx context.Context, a ask) (flow.StreamConn, error)
 	// check does what Upstream.Check says, with the credentials of s.
 	check(ctx context.Context, s *Spec) error
+	// ready says how long it takes until the proxy is ready for a request.
+	ready(ctx context.Context) (time.Duration, error)
 	flush() // what Upstream.Flush says
 	close() // what Upstream.Close says
 }
@@ -86,6 +95,7 @@ type Upstream struct {
 	packets PacketDialer // nil if it carries no UDP
 	stats   counters
 	prover  *prover // of early data; nil if there is none
+	group   *group  // nil if it is one proxy
 }
 
 // New makes the upstream that s describes; it opens nothing.
@@ -123,7 +133,14 @@ func (u *Upstream) Spec() Spec { return u.spec }
 
 // Stats is a snapshot.
 func (u *Upstream) Stats() Stats {
-	return u.stats.snapshot()
+	s := u.stats.snapshot()
+	switch d := u.streams.(type) {
+	case *secure:
+		s.Sessions = d.sessions()
+	case *group:
+		d.members.stats(&s)
+	}
+	return s
 }
 
 // Flush drops every connection that is kept for flows to come, as when the
@@ -150,7 +167,9 @@ func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) 
 		return nil, u.wrap(ctx, err)
 	}
 	u.stats.alive()
-	tr.Endpoint = u.spec.Name
+	if tr.Endpoint == "" {
+		tr.Endpoint = u.spec.Name
+	}
 	u.stats.flows.Add(1)
 	if tr.Reused {
 		u.stats.reused.Add(1)
@@ -183,7 +202,12 @@ func (u *Upstream) dial(ctx context.Context, a ask) (flow.StreamConn, error) {
 }
 
 // Packets is nil if this upstream cannot carry UDP at all.
-func (u *Upstream) Packets() PacketDialer { return u.packets }
+func (u *Upstream) Packets() PacketDialer {
+	if u.group != nil && !u.group.udp() {
+		return nil
+	}
+	return u.packets
+}
 
 // packets adds the upstream's name and statistics to a protocol's PacketDialer.
 type packets struct {
@@ -225,6 +249,31 @@ func (u *Upstream) Check(ctx context.Context) error {
 	return nil
 }
 
+// CheckEndpoint is Check for one endpoint of a group, and keeps what it has
+// made warm: it verifies an identity before flows move to it.
+func (u *Upstream) CheckEndpoint(ctx context.Context, e *resolve.Endpoint) error {
+	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	err := errors.New("it is not a group")
+	if u.group != nil {
+		err = u.group.checkOne(bounded, e)
+	}
+	var fe *Error
+	if err == nil || errors.As(err, &fe) && fe.Kind == Target {
+		return nil
+	}
+	return fmt.Errorf("check %s by upstream %q: %w", e.Name, u.spec.Name, err)
+}
+
+// Probe measures how long it takes until the gateway of a group's endpoint is
+// ready for a request (resolve.Options.Probe).
+func (u *Upstream) Probe(ctx context.Context, e *resolve.Endpoint) (time.Duration, error) {
+	if u.group == nil {
+		return u.streams.ready(ctx)
+	}
+	return u.group.members.ready(ctx, e)
+}
+
 // wrap names the upstream in an error and counts it, unless the caller gave up.
 func (u *Upstream) wrap(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
@@ -244,9 +293,10 @@ func (u *Upstream) wrap(ctx context.Context, err error) error {
 	return &named
 }
 
-func (d *direct) check(context.Context, *Spec) error { return nil }
-func (d *direct) flush()                             {}
-func (d *direct) close()                             {}
+func (d *direct) check(context.Context, *Spec) error           { return nil }
+func (d *direct) ready(context.Context) (time.Duration, error) { return 0, nil }
+func (d *direct) flush()                                       {}
+func (d *direct) close()                                       {}
 
 var (
 	_ StreamDialer = (*Upstream)(nil)

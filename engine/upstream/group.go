@@ -1,0 +1,445 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
+)
+
+const (
+	groupTries = 4   // dials of one flow
+	maxAvoided = 512 // hosts that a provider refuses
+)
+
+// group carries each flow by the member that the resolver picks for it.
+//
+//	Pick ─► dial ─┬─ tunnel ────────────────────────────────► Report, the flow
+//	  ▲           ├─ silent for longer than it ever is ─► Next, dialled beside it
+//	  │           ├─ the endpoint's fault ─► Report ─► Next, at once
+//	  └───────────┴─ the provider's answer ─► React ─► once more, perhaps as another identity
+//
+// First bytes that are not safe to send twice leave when the choice is made.
+type group struct {
+	name    string
+	r       *resolve.Resolver
+	members members
+	last    atomic.Pointer[gateway] // that carried a flow
+
+	mu    sync.Mutex
+	avoid map[avoided]time.Time // guarded by mu; until when
+}
+
+type avoided struct{ gateway, host string }
+
+// NewGroup makes an Upstream that picks one of r's endpoints for each flow,
+// and reports to r what becomes of it. Endpoint.Attached may be a Spec: its
+// SNI, CA and HTTP2 count. Options.PoolMax is for each gateway, and for each
+// identity at a SOCKS5 gateway. The caller runs r.
+func NewGroup(name string, r *resolve.Resolver, o Options) (*Upstream, error) {
+	if r == nil {
+		return nil, fmt.Errorf("upstream %q: a group needs a resolver", name)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	g := &group{name: name, r: r, avoid: make(map[avoided]time.Time)}
+	g.members = members{opts: o, name: name, byEP: make(map[*resolve.Endpoint]*member), gates: make(map[gatewayKey]*gateway)}
+	u := &Upstream{spec: Spec{Name: name, Scheme: schemeGroup}, streams: g, group: g}
+	u.packets = packets{u, g}
+	return u, nil
+}
+
+// tryout is one dial of a flow.
+type tryout struct {
+	e     *resolve.Endpoint
+	m     *member
+	c     flow.StreamConn
+	err   error
+	trace Trace
+}
+
+// open implements protocol.
+func (g *group) open(ctx context.Context, a ask) (flow.StreamConn, error) {
+	safe := SafeToRepeat(a.early)
+	early := a.early
+	if !safe {
+		a.early = nil
+	}
+	d := &groupDial{g: g, a: a, key: resolve.Key{App: appOf(ctx), Domain: a.t.Host()}, done: make(chan *tryout, groupTries)}
+	won, err := d.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tr, took := traceOf(ctx), d.picking
+	wait := time.Since(d.begin) - took - won.trace.Wait - won.trace.Dial - won.trace.TLS - won.trace.Connect
+	*tr = won.trace
+	tr.Pick = took
+	tr.Wait += max(wait, 0) // for others, before
+	if !safe {
+		if err := writeEarly(ctx, won.c, early); err != nil {
+			return nil, err
+		}
+	}
+	return won.c, nil
+}
+
+// groupDial is the search for one flow's way.
+type groupDial struct {
+	g       *group
+	a       ask
+	key     resolve.Key
+	begin   time.Time
+	picking time.Duration
+	tried   []*resolve.Endpoint
+	running int
+	again   bool // a provider's answer has led to another try already
+	done    chan *tryout
+}
+
+func (d *groupDial) run(ctx context.Context) (*tryout, error) {
+	d.begin = time.Now()
+	e, err := d.pick()
+	d.picking = time.Since(d.begin)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer d.drain(cancel)
+	hedge := d.start(ctx, e)
+	timer := time.NewTimer(hedge)
+	defer timer.Stop()
+	var last error
+	for d.running > 0 {
+		select {
+		case at := <-d.done:
+			d.running--
+			if at.err == nil {
+				d.won(at)
+				return at, nil
+			}
+			if ctx.Err() != nil {
+				d.g.report(at, resolve.Outcome{Kind: resolve.Canceled})
+				return nil, at.err
+			}
+			next, err := d.failed(at)
+			last = err
+			if next != nil && len(d.tried) < groupTries {
+				timer.Reset(d.start(ctx, next))
+			}
+		case <-timer.C:
+			if len(d.tried) >= groupTries {
+				continue
+			}
+			if next, err := d.other(); err == nil {
+				timer.Reset(d.start(ctx, next))
+			}
+		}
+	}
+	return nil, last
+}
+
+// drain ends the dials that have lost, and waits for them.
+func (d *groupDial) drain(cancel context.CancelFunc) {
+	cancel()
+	for ; d.running > 0; d.running-- { // each ends at once now
+		at := <-d.done
+		if at.c != nil {
+			_ = at.c.Close()
+		}
+		d.g.report(at, resolve.Outcome{Kind: resolve.Canceled})
+	}
+}
+
+// start dials by e and says how long to wait before another is tried too.
+func (d *groupDial) start(ctx context.Context, e *resolve.Endpoint) (hedge time.Duration) {
+	d.tried = append(d.tried, e)
+	d.g.r.Begin(e)
+	d.running++
+	at := &tryout{e: e}
+	if at.m, at.err = d.g.members.get(e); at.err != nil {
+		d.done <- at
+		return time.Hour
+	}
+	hedge = unknownPace
+	if p := at.m.gate.pace; p != nil {
+		hedge = p.patience()
+	}
+	if at.m.gate.stats.warm.Load() == 0 {
+		hedge += d.g.r.HedgeAfter(e)
+	}
+	a := d.a
+	a.spec = &at.m.spec
+	go func() {
+		at.c, at.err = at.m.dial(WithTrace(ctx, &at.trace), a)
+		d.done <- at
+	}()
+	return hedge
+}
+
+// won reports a success.
+func (d *groupDial) won(at *tryout) {
+	at.trace.Endpoint = at.e.Name
+	var took time.Duration
+	if !at.trace.Reused {
+		took = at.trace.Dial + at.trace.TLS
+	}
+	d.g.last.Store(at.m.gate)
+	d.g.report(at, resolve.Outcome{Kind: resolve.Success, Connect: took})
+}
+
+// failed reports a failure and says who is to be tried next, if anybody.
+func (d *groupDial) failed(at *tryout) (next *resolve.Endpoint, err error) {
+	var e *Error
+	if !errors.As(at.err, &e) {
+		e = talkFault("dial", at.err)
+	}
+	named := *e
+	named.Err = fmt.Errorf("%s: %w", at.e.Name, e.Err)
+	if e.Status == 0 {
+		d.g.report(at, resolve.Outcome{Kind: outcomeOf(e.Kind), Text: e.Error()})
+		if named.FromUpstream() {
+			next, _ = d.other()
+		}
+		return next, &named
+	}
+	rx := d.g.r.React(at.e, e.Status, func(name string) string { return e.words[strings.ToLower(name)] })
+	rx.Outcome.Connect = at.trace.Dial + at.trace.TLS
+	if at.trace.Reused {
+		rx.Outcome.Connect = 0
+	}
+	d.g.report(at, rx.Outcome)
+	d.explain(&named, at.e, rx)
+	if d.again && named.Kind == Target {
+		return nil, &named
+	}
+	switch rx.Retry {
+	case resolve.RetrySame:
+		next = at.e
+	case resolve.RetryNewSession:
+		next, _ = d.pick()
+	case resolve.RetryOther:
+		if next, _ = d.other(); next == nil {
+			next, _ = d.pick()
+		}
+	default:
+		if named.FromUpstream() {
+			next, _ = d.other()
+		}
+	}
+	d.again = true
+	return next, &named
+}
+
+// explain adds what is known about the provider's answer.
+func (d *groupDial) explain(e *Error, ep *resolve.Endpoint, rx resolve.Reaction) {
+	if rx.Hint != "" {
+		e.Hint = rx.Hint
+	}
+	if rx.Message != "" {
+		e.Err = fmt.Errorf("%s: %s", ep.Name, rx.Message)
+	}
+	if rx.Stop {
+		e.Kind, e.Reason = Auth, reasonOf(Auth)
+	}
+	if rx.Avoid > 0 {
+		e.Kind, e.Reason = Target, flow.Forbidden
+		d.g.avoidHost(ep, d.key.Domain, rx.Avoid)
+	}
+}
+
+// pick asks for the best endpoint that carries the target.
+func (d *groupDial) pick() (*resolve.Endpoint, error) {
+	e, err := d.g.r.Pick(d.key)
+	if err != nil {
+		return nil, groupFault(err)
+	}
+	why := d.g.carries(e, d.a.t)
+	if why == nil {
+		return e, nil
+	}
+	d.tried = append(d.tried, e)
+	if other, err := d.other(); err == nil {
+		return other, nil
+	}
+	return nil, targetFault(flow.Forbidden, why)
+}
+
+// other asks for one that has not been tried.
+func (d *groupDial) other() (*resolve.Endpoint, error) {
+	tried := d.tried
+	for {
+		e, err := d.g.r.Next(d.key, tried)
+		if err != nil || len(tried) > len(d.tried)+groupTries {
+			return nil, resolve.ErrNoOther
+		}
+		if d.g.carries(e, d.a.t) == nil {
+			return e, nil
+		}
+		tried = append(tried[:len(tried):len(tried)], e)
+	}
+}
+
+func (g *group) report(at *tryout, o resolve.Outcome) {
+	g.r.Report(at.e, o)
+	if at.m != nil {
+		g.members.release(at.m)
+	}
+}
+
+// carries says why a provider does not carry flows to t.
+func (g *group) carries(e *resolve.Endpoint, t flow.Target) error {
+	if err := e.Carries(t.Host(), t.Port); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.avoid) == 0 {
+		return nil
+	}
+	k := avoided{e.Addr(), t.Host()}
+	if until, ok := g.avoid[k]; ok && time.Now().Before(until) {
+		return fmt.Errorf("%s does not carry %s", e.Name, t.Host())
+	}
+	return nil
+}
+
+func (g *group) avoidHost(e *resolve.Endpoint, host string, d time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.avoid) >= maxAvoided {
+		clear(g.avoid)
+	}
+	g.avoid[avoided{e.Addr(), host}] = time.Now().Add(d)
+}
+
+// DialPackets implements PacketDialer.
+func (g *group) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn, error) {
+	key := resolve.Key{App: appOf(ctx), Domain: t.Host(), UDP: true}
+	e, err := g.r.Pick(key)
+	if err != nil {
+		return nil, groupFault(err)
+	}
+	var tried []*resolve.Endpoint
+	for {
+		tried = append(tried, e)
+		g.r.Begin(e)
+		at := &tryout{e: e}
+		var c net.PacketConn
+		if at.m, err = g.members.get(e); err == nil {
+			if at.m.packets == nil {
+				err = fault(Protocol, fmt.Errorf("%s carries no UDP", e.Name), "")
+			} else {
+				c, err = at.m.packets.DialPackets(ctx, t)
+			}
+		}
+		if err == nil {
+			g.report(at, resolve.Outcome{Kind: resolve.Success})
+			return c, nil
+		}
+		o := resolve.Outcome{Kind: resolve.Canceled}
+		var fe *Error
+		if errors.As(err, &fe) && ctx.Err() == nil {
+			o = resolve.Outcome{Kind: outcomeOf(fe.Kind), Text: fe.Error()}
+		}
+		g.report(at, o)
+		if ctx.Err() != nil || fe == nil || !fe.FromUpstream() || len(tried) >= groupTries {
+			return nil, err
+		}
+		if e, _ = g.r.Next(key, tried); e == nil {
+			return nil, err
+		}
+	}
+}
+
+// check asks the best endpoints until one is fine.
+func (g *group) check(ctx context.Context, _ *Spec) error {
+	e, err := g.r.Pick(resolve.Key{})
+	if err != nil {
+		return groupFault(err)
+	}
+	var tried []*resolve.Endpoint
+	for {
+		tried = append(tried, e)
+		g.r.Begin(e)
+		err := g.checkOne(ctx, e)
+		o := resolve.Outcome{Kind: resolve.Target} // says that it works
+		var fe *Error
+		switch {
+		case ctx.Err() != nil:
+			o.Kind = resolve.Canceled
+		case errors.As(err, &fe):
+			o = resolve.Outcome{Kind: outcomeOf(fe.Kind), Status: fe.Status, Text: fe.Error()}
+		}
+		g.r.Report(e, o)
+		if err == nil || fe != nil && fe.Kind == Target {
+			return nil
+		}
+		next, _ := g.r.Next(resolve.Key{}, tried)
+		if next == nil || ctx.Err() != nil || len(tried) >= groupTries {
+			return err
+		}
+		e = next
+	}
+}
+
+func (g *group) checkOne(ctx context.Context, e *resolve.Endpoint) error {
+	m, err := g.members.get(e)
+	if err != nil {
+		return err
+	}
+	defer g.members.release(m)
+	return m.streams.check(ctx, &m.spec)
+}
+
+func (g *group) ready(ctx context.Context) (time.Duration, error) {
+	return 0, errors.ErrUnsupported // there is no one gateway
+}
+
+func (g *group) flush() { g.members.flush() }
+func (g *group) close() { g.members.close() }
+
+// udp says whether some endpoint carries UDP.
+func (g *group) udp() bool {
+	_, err := g.r.Pick(resolve.Key{UDP: true})
+	var un *resolve.Unavailable
+	return err == nil || errors.As(err, &un) && un.Cause != resolve.Success
+}
+
+// groupFault says why there is nobody to dial.
+func groupFault(err error) *Error {
+	var un *resolve.Unavailable
+	switch {
+	case errors.As(err, &un) && un.Cause == resolve.Auth:
+		return fault(Auth, err, hintAuth)
+	case errors.As(err, &un):
+		return fault(Refused, err, "")
+	}
+	return fault(Unreachable, err, "no list has been read yet, or it is empty")
+}
+
+// outcomeOf is what a failure means to the resolver.
+func outcomeOf(k Kind) resolve.OutcomeKind {
+	switch k {
+	case Timeout:
+		return resolve.Timeout
+	case Auth:
+		return resolve.Auth
+	case Target:
+		return resolve.Target
+	}
+	return resolve.Refused
+}
+
+var (
+	_ protocol     = (*group)(nil)
+	_ PacketDialer = (*group)(nil)
+)

@@ -1,0 +1,227 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
+)
+
+const (
+	maxMembers  = 256              // identities that are remembered
+	memberIdle  = 10 * time.Minute // after which one may be forgotten
+	sweepMember = time.Minute      // how often that is looked at
+)
+
+// gateway is what the identities at one proxy share. For HTTP these are the
+// connections too: they do not know of identities before the request does.
+type gateway struct {
+	spec    Spec      // without credentials
+	streams protocol  // nil for SOCKS5, which authenticates each connection
+	prover  *prover   // of early data
+	stats   *counters // of streams
+	pace    *pace     // of answers; nil for SOCKS5
+}
+
+// member is one identity at a gateway, as an Upstream.
+type member struct {
+	*Upstream
+	gate  *gateway
+	own   bool      // the connections are this identity's alone, and are closed with it
+	used  time.Time // guarded by members.mu
+	users int       // guarded by members.mu
+	kept  bool      // guarded by members.mu; others may get it
+}
+
+type gatewayKey struct{ scheme, addr, sni string }
+
+// members are the Upstreams of a group, made when first wanted and forgotten
+// when not wanted for long: sessions come and go.
+type members struct {
+	opts Options
+	name string // the group's
+
+	mu     sync.Mutex
+	byEP   map[*resolve.Endpoint]*member // guarded by mu
+	gates  map[gatewayKey]*gateway       // guarded by mu
+	swept  time.Time                     // guarded by mu
+	closed bool                          // guarded by mu
+}
+
+// get gives e's member; release must follow.
+func (ms *members) get(e *resolve.Endpoint) (*member, error) {
+	now := time.Now()
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if ms.closed {
+		return nil, errPoolClosed()
+	}
+	m := ms.byEP[e]
+	if m == nil {
+		var err error
+		if m, err = ms.newMember(e); err != nil {
+			return nil, err
+		}
+		if m.kept = !e.OneShot; m.kept {
+			ms.sweepLocked(now)
+			ms.byEP[e] = m
+		}
+	}
+	m.users++
+	m.used = now
+	return m, nil
+}
+
+// release ends what get began.
+func (ms *members) release(m *member) {
+	ms.mu.Lock()
+	m.users--
+	gone := m.users == 0 && !m.kept
+	ms.mu.Unlock()
+	if gone && m.own {
+		m.streams.close()
+	}
+}
+
+// sweepLocked forgets who has not been wanted for long, and the one that was
+// not for longest if there are too many.
+func (ms *members) sweepLocked(now time.Time) {
+	if now.Sub(ms.swept) < sweepMember && len(ms.byEP) < maxMembers {
+		return
+	}
+	ms.swept = now
+	var oldest *resolve.Endpoint
+	for e, m := range ms.byEP {
+		if m.users > 0 {
+			continue
+		}
+		if now.Sub(m.used) > memberIdle || !e.Expires.IsZero() && now.After(e.Expires) {
+			ms.forgetLocked(e, m)
+			continue
+		}
+		if oldest == nil || m.used.Before(ms.byEP[oldest].used) {
+			oldest = e
+		}
+	}
+	if len(ms.byEP) >= maxMembers && oldest != nil {
+		ms.forgetLocked(oldest, ms.byEP[oldest])
+	}
+}
+
+func (ms *members) forgetLocked(e *resolve.Endpoint, m *member) {
+	delete(ms.byEP, e)
+	m.kept = false
+	if m.own {
+		m.streams.close() // nobody dials, so that it ends at once
+	}
+}
+
+// newMember makes an Upstream of e. Called with mu held.
+func (ms *members) newMember(e *resolve.Endpoint) (*member, error) {
+	s := specOf(e)
+	if err := s.validate(); err != nil {
+		return nil, fault(Unreachable, fmt.Errorf("endpoint %s: %w", e.Name, err), "")
+	}
+	g := ms.gateLocked(s)
+	u := &Upstream{spec: s, streams: g.streams, prover: g.prover}
+	m := &member{Upstream: u, gate: g, own: g.streams == nil}
+	if m.own {
+		o := ms.opts
+		if e.OneShot {
+			o.PoolMax = -1 // nobody else can use its connections
+		}
+		d := newSOCKS5(&netDialer{opts: o}, s, g.stats)
+		u.streams, u.packets = d, packets{u, d}
+	}
+	if !e.UDP {
+		u.packets = nil
+	}
+	return m, nil
+}
+
+func (ms *members) gateLocked(s Spec) *gateway {
+	k := gatewayKey{s.Scheme, s.Addr(), s.SNI}
+	if g := ms.gates[k]; g != nil {
+		return g
+	}
+	shared := s
+	shared.Name, shared.Username, shared.Password = ms.name, "", ""
+	g := &gateway{spec: shared, prover: &prover{}, stats: &counters{}}
+	nd := &netDialer{opts: ms.opts}
+	switch s.Scheme {
+	case schemeHTTP:
+		d := newConnect(nd, shared, g.stats)
+		g.streams, g.pace = d, &d.line.pace
+	case schemeHTTPS:
+		d := newSecure(nd, shared, g.stats)
+		g.streams, g.pace = d, &d.line.pace
+	}
+	face := &Upstream{spec: shared, streams: g.streams, prover: g.prover} // for those who are told
+	if ms.opts.EarlyKnown != nil {
+		face.SetEarly(ms.opts.EarlyKnown(shared))
+	}
+	if told := ms.opts.EarlyChanged; told != nil {
+		g.prover.changed = func() { told(face) }
+	}
+	ms.gates[k] = g
+	return g
+}
+
+// specOf is what e says; a Spec in Attached adds SNI, CA and HTTP2.
+func specOf(e *resolve.Endpoint) Spec {
+	s, _ := e.Attached.(Spec)
+	s.Name, s.Scheme, s.Host, s.Port = e.Name, e.Scheme, e.Host, e.Port
+	s.Username, s.Password = e.Username, Secret(e.Password.Reveal())
+	return s
+}
+
+// each calls f for everything that holds connections, with mu held.
+func (ms *members) each(f func(protocol, *counters)) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	for _, g := range ms.gates {
+		if g.streams != nil {
+			f(g.streams, g.stats)
+		}
+	}
+	for _, m := range ms.byEP {
+		if m.own {
+			f(m.streams, m.gate.stats)
+		}
+	}
+}
+
+func (ms *members) flush() {
+	ms.each(func(p protocol, _ *counters) { p.flush() })
+}
+
+func (ms *members) close() {
+	ms.mu.Lock()
+	ms.closed = true
+	ms.mu.Unlock()
+	ms.each(func(p protocol, _ *counters) { p.close() })
+}
+
+// stats sums up what is kept.
+func (ms *members) stats(s *Stats) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	for _, g := range ms.gates {
+		s.Warm += int(g.stats.warm.Load())
+		if d, ok := g.streams.(*secure); ok {
+			s.Sessions += d.sessions()
+		}
+	}
+}
+
+// ready is how long it takes until e's gateway is ready for a request.
+func (ms *members) ready(ctx context.Context, e *resolve.Endpoint) (time.Duration, error) {
+	m, err := ms.get(e)
+	if err != nil {
+		return 0, err
+	}
+	defer ms.release(m)
+	return m.streams.ready(ctx)
+}
