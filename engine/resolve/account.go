@@ -310,7 +310,7 @@ func (c *credentials) setValues(a *Account, needed, optional map[string]bool) er
 			}
 		}
 	}
-	c.values["user"], c.values["password"] = a.Username, a.Password.Reveal()
+	c.values["user"], c.values["password"] = strings.TrimPrefix(a.Username, t.trimUser), a.Password.Reveal()
 	for name := range needed {
 		if c.values[name] == "" {
 			return fmt.Errorf("%s is missing", strings.Replace(name, "user", "username", 1))

@@ -156,6 +156,10 @@ func (h *health) record(now time.Time, gate uint32, o Outcome, rand func() uint6
 			h.opens = 0 // a limit is met again as soon as flows are as many as before
 		}
 		return closed
+	case Slow:
+		h.connect.add(now, float64(o.Connect)/float64(time.Millisecond), connectHalfLife)
+		h.measured = now
+		h.strikes++
 	case SessionEnded, NoExit:
 		h.strikes++
 	case Refused, Timeout:

@@ -102,7 +102,7 @@ func (m *member) sessionInfo(now time.Time, rank int, b *binding, e *Endpoint) I
 }
 
 // ErrNoSessions says that there is no identity to renew.
-var ErrNoSessions = errors.New("this upstream has no sessions to renew")
+var ErrNoSessions = errors.New("there are no sessions to renew")
 
 // NewSession makes a new identity for k, has verify dial through it, and only
 // then lets new flows use it; flows that run stay with the old one. If verify
@@ -115,13 +115,13 @@ func (r *Resolver) NewSession(ctx context.Context, k Key, verify func(context.Co
 		return Info{}, ErrEmpty
 	}
 	ki := r.keys.info(k)
-	rank := slices.IndexFunc(s.ranked, func(m *member) bool { return m == s.first(ki, r.rand) }) + 1
-	if rank == 0 {
-		rank = 1
-	}
-	m := s.ranked[rank-1]
-	if m.ids == nil || m.ids.scope == PerConnection {
-		return Info{}, fmt.Errorf("%s: %w", m.name, ErrNoSessions)
+	m := s.first(ki, r.rand)
+	if m == nil || !m.renewable() {
+		i := slices.IndexFunc(s.ranked, (*member).renewable)
+		if i < 0 {
+			return Info{}, ErrNoSessions
+		}
+		m = s.ranked[i]
 	}
 	e := m.ids.fresh()
 	e.binding = m.ids.bound(ki)
@@ -138,8 +138,10 @@ func (r *Resolver) NewSession(ctx context.Context, k Key, verify func(context.Co
 		}
 	}
 	r.retire(e.binding.ep.Swap(e))
-	return m.sessionInfo(time.Now(), rank, e.binding, e), nil
+	return m.sessionInfo(time.Now(), slices.Index(s.ranked, m)+1, e.binding, e), nil
 }
+
+func (m *member) renewable() bool { return m.ids != nil && m.ids.scope != PerConnection }
 
 // bound is the binding of a key; if it has none yet, it gets one.
 func (ids *identities) bound(ki *keyInfo) *binding {

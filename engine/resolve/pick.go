@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -85,7 +86,7 @@ func (r *Resolver) assemble() {
 	r.snap.Store(rank(r.opt.Policy, r.members, r.snap.Load(), time.Now()))
 }
 
-// Pick chooses the endpoint for a flow. Errors: ErrEmpty, *Unavailable. It
+// Pick chooses the endpoint for a flow. Errors: ErrEmpty, ErrNoUDP, *Unavailable. It
 // does no I/O and takes no lock, except that the first flow of an app or domain
 // with sessions of its own makes one.
 func (r *Resolver) Pick(k Key) (*Endpoint, error) {
@@ -188,7 +189,10 @@ func (r *Resolver) unavailable(s *snapshot, k Key) error {
 	if len(s.members) == 0 {
 		return ErrEmpty
 	}
-	u := &Unavailable{Name: r.opt.Name, Text: "none carries UDP"}
+	if k.UDP && !r.UDP() {
+		return ErrNoUDP
+	}
+	u := &Unavailable{Name: r.opt.Name}
 	for _, m := range s.members {
 		if k.UDP && !m.udp {
 			continue
@@ -200,6 +204,24 @@ func (r *Resolver) unavailable(s *snapshot, k Key) error {
 		m.mu.Unlock()
 	}
 	return u
+}
+
+// UDP says whether any endpoint carries UDP.
+func (r *Resolver) UDP() bool {
+	return slices.ContainsFunc(r.snap.Load().members, func(m *member) bool { return m.udp })
+}
+
+// NetworkChanged lets circuits be tried again that opened because gateways
+// could not be reached: another network may reach them.
+func (r *Resolver) NetworkChanged() {
+	for _, m := range r.snap.Load().members {
+		m.mu.Lock()
+		if m.gate.Load() == open && !m.refuses.Load() {
+			m.health.until, m.health.opens = time.Time{}, 0
+		}
+		m.mu.Unlock()
+	}
+	r.wakeUp()
 }
 
 // Begin says that a dial through e starts; Report must follow.

@@ -198,6 +198,38 @@ func TestAllOpen(t *testing.T) {
 	})
 }
 
+func TestWhoLosesEveryHedgeIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := group(t, Failover, 2)
+		running(t, r)
+		es := endpoints(r)
+		for i := range strikesToOpen {
+			if e := mustPick(t, r, Key{}); e != es[0] {
+				t.Fatalf("left after %d", i)
+			}
+			report(r, es[0], Outcome{Kind: Slow, Connect: time.Second})
+		}
+		if e := mustPick(t, r, Key{}); e != es[1] {
+			t.Error(e)
+		}
+		// One that goes on like this is not tried by each flow.
+		time.Sleep(backoffFirst + debounce)
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Fatal(e)
+		}
+		report(r, es[0], Outcome{Kind: Slow, Connect: time.Second})
+		if e := mustPick(t, r, Key{}); e != es[1] {
+			t.Error(e)
+		}
+		r.NetworkChanged()
+		time.Sleep(debounce)
+		synctest.Wait()
+		if e := mustPick(t, r, Key{}); e != es[0] {
+			t.Error("it is not tried on another network:", e)
+		}
+	})
+}
+
 func TestLatencyPrefersTheFasterAndStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := group(t, Latency, 3)
@@ -390,8 +422,7 @@ func TestUDPOnlyWhereItIsCarried(t *testing.T) {
 		if e, err := r.Next(Key{Domain: "example.com", UDP: true}, []*Endpoint{e}); !errors.Is(err, ErrNoOther) {
 			t.Errorf("%v: %v, %v", p, e, err)
 		}
-		var u *Unavailable
-		if _, err := group(t, p, 2).Pick(Key{UDP: true}); !errors.As(err, &u) {
+		if _, err := group(t, p, 2).Pick(Key{UDP: true}); !errors.Is(err, ErrNoUDP) {
 			t.Errorf("%v: %v", p, err)
 		}
 	}

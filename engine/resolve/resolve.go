@@ -105,13 +105,14 @@ const (
 	SessionEnded             // the exit behind this identity is gone
 	NoExit                   // it found no exit, or failed internally
 	Target                   // the endpoint works; the target does not
+	Slow                     // it had not answered after Connect, when another dial won
 	Canceled                 // the caller gave up: says nothing
 )
 
 // Outcome is what became of a dial.
 type Outcome struct {
 	Kind    OutcomeKind
-	Connect time.Duration // until the proxy was ready for the request, 0 if not measured (a warm connection); counts on Success and Target
+	Connect time.Duration // until the proxy was ready for the request, 0 if not measured (a warm connection); counts on Success, Target and Slow
 	Status  int           // the proxy's, if it answered
 	Text    string        // the error, for List
 }
@@ -198,10 +199,11 @@ func (g *Gateway) validate() error {
 	return checkCredentials(g.Scheme, g.Username, g.Password)
 }
 
-// Errors of Pick and Next; Unavailable is the third.
+// Errors of Pick and Next; Unavailable is one more.
 var (
 	ErrEmpty   = errors.New("no endpoints")             // nothing is configured, or no list has been read yet
 	ErrNoOther = errors.New("no other endpoint to try") // all have been tried
+	ErrNoUDP   = errors.New("no endpoint carries UDP")
 )
 
 // Unavailable says that endpoints exist, and that none should be tried now.

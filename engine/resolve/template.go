@@ -19,6 +19,7 @@ const maxTemplateBytes = 64 << 10
 //
 //	name, docs, check_url        for people; what tells the exit's address
 //	username, password           grammars: places {user} {password} {session} {ttl} and the vars
+//	trim_user                    what a user name is often given with, and the grammar has
 //	rotates                      without a session id, each connection has another exit
 //	[[gateway]]                  scheme, host, port, udp; ports and names_only limit targets
 //	[vars.country]               pattern, case, rename, default, requires, hint
@@ -31,6 +32,7 @@ type Template struct {
 	CheckURL string // answers with the exit's address; may be ""
 
 	username, password grammar
+	trimUser           string
 	rotates            bool
 	gateways           []templateGateway
 	vars               map[string]*variable
@@ -66,6 +68,7 @@ type rawTemplate struct {
 	CheckURL string               `toml:"check_url"`
 	Username string               `toml:"username"`
 	Password string               `toml:"password"`
+	TrimUser string               `toml:"trim_user"`
 	Rotates  bool                 `toml:"rotates"`
 	Gateway  []templateGateway    `toml:"gateway"`
 	Vars     map[string]*variable `toml:"vars"`
@@ -89,7 +92,7 @@ func ParseTemplate(file string, data []byte) (*Template, error) {
 	if err := d.Decode(&raw); err != nil {
 		return nil, decodeError(file, err)
 	}
-	t := &Template{Name: raw.Name, Docs: raw.Docs, CheckURL: raw.CheckURL, rotates: raw.Rotates,
+	t := &Template{Name: raw.Name, Docs: raw.Docs, CheckURL: raw.CheckURL, trimUser: raw.TrimUser, rotates: raw.Rotates,
 		gateways: raw.Gateway, vars: raw.Vars, headers: raw.Errors.Headers, errors: raw.Errors.Map}
 	for _, check := range []func(*rawTemplate) error{t.checkGateways, t.checkVars, t.checkSession, t.checkGrammars, t.checkErrors} {
 		if err := check(&raw); err != nil {

@@ -137,6 +137,10 @@ func TestProvidersRefuseWhatTheyCannotTake(t *testing.T) {
 			t.Errorf("%s %s=%s %s: %v, want %q", c.kind, c.key, c.value, c.session, err, c.want)
 		}
 	}
+	pasted := &Account{Template: provider(t, "oxylabs"), Username: "customer-bob", Password: "x", Session: session(t, "per-connection")}
+	if e := mustPick(t, newResolver(t, Options{Sources: []Source{{Account: pasted}}}), Key{}); e.Username != "customer-bob" {
+		t.Errorf("a name that was given in full became %s", e.Username)
+	}
 	if err := (&Account{Template: provider(t, "oxylabs"), Password: "x"}).Validate(); err == nil || err.Error() != "username is missing" {
 		t.Errorf("no user name: %v", err)
 	}
