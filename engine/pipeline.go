@@ -30,13 +30,14 @@ var (
 	dnsAddr6 = netip.MustParseAddr("fd61:746c:616e:7469::2")
 )
 
-// What "auto" means as the TUN's MTU, in bytes. The kernel path ends TCP on this
-// machine, so its segments may be as large as a packet can be: against 1500, 8
-// downloads at once took three quarters of the processor time a byte (2026-11-22). What
-// leaves the machine has the uplink's MTU either way.
+// What "auto" means as the TUN's MTU, in bytes. TCP ends on this machine, so its
+// segments may be as large as a packet can be where the device has raw queues:
+// against 1500, 8 downloads at once took three quarters of the processor time a
+// byte (kernel path, 2026-11-22). What leaves the machine has the uplink's MTU
+// either way.
 const (
-	mtuKernel    = 65535
-	mtuUserspace = 1500
+	mtuRaw    = 65535
+	mtuDevice = 1500
 )
 
 // pipeline is everything that runs only while the engine does: the TUN and its
@@ -149,7 +150,7 @@ func (e *Engine) openStack(ctx, run context.Context, p *pipeline, path string) (
 	if path == "userspace" {
 		queues = 1
 	}
-	p.mtu = cmp.Or(e.opt.Config.TUN.MTU, mtuUserspace)
+	p.mtu = cmp.Or(e.opt.Config.TUN.MTU, mtuDevice)
 	p.dev, err = e.opt.Host.OpenTUN(platform.TUNConfig{
 		Name: e.opt.Config.TUN.Name, MTU: p.mtu, Queues: queues, Addr4: p.addr4, Addr6: addr6,
 	})
@@ -159,8 +160,8 @@ func (e *Engine) openStack(ctx, run context.Context, p *pipeline, path string) (
 	if p.name, err = p.dev.Name(); err != nil {
 		return fmt.Errorf("name of the TUN: %w", err)
 	}
-	if _, raw := p.dev.(platform.MultiQueue); raw && path != "userspace" {
-		p.mtu = cmp.Or(e.opt.Config.TUN.MTU, mtuKernel) // Apply sets it
+	if _, raw := p.dev.(platform.MultiQueue); raw {
+		p.mtu = cmp.Or(e.opt.Config.TUN.MTU, mtuRaw) // Apply sets it
 	}
 	if p.stack, err = netstack.New(netstack.Options{
 		Device: p.dev, Stack: path, Addr4: p.addr4, Addr6: addr6, MTU: p.mtu,

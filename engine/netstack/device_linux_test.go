@@ -88,6 +88,13 @@ func openTUN(t testing.TB, name string, queues, mtu int) *rawTUN {
 		}
 		return err
 	})
+	setUpTUN(t, name, mtu)
+	return d
+}
+
+// setUpTUN gives the device the addresses and default routes of the product.
+func setUpTUN(t testing.TB, name string, mtu int) {
+	t.Helper()
 	sh(t, strings.NewReplacer("DEV", name).Replace(`
 		sysctl -qw net.ipv4.conf.all.rp_filter=1 || echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter
 		ip link set lo up
@@ -97,5 +104,4 @@ func openTUN(t testing.TB, name string, queues, mtu int) *rawTUN {
 		ip route add default dev DEV
 		ip -6 route add default dev DEV`))
 	sh(t, "ip link set "+name+" mtu "+strconv.Itoa(mtu))
-	return d
 }

@@ -15,6 +15,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
 const (
@@ -32,16 +34,15 @@ const (
 	// a reset at once, so only a vanished network namespace waits that long.
 	synRetries = 2
 
-	tcpBufferBytes    = 1 << 20 // towards the app, to start from
-	tcpBufferMaxBytes = 4 << 20 // towards the app, where auto-tuning ends
-	// tcpWindowBytes is what an app may send unread; the buffer is twice as
-	// large, since gVisor keeps half for its own structures. A window that needs
-	// no scaling (RFC 7323 section 2.3) is enough on a link without delay. With a
-	// scaled one gVisor takes the last bytes of a window that shuts, which the
-	// scale rounds off, for bytes beyond it, and drops all later ACKs with them:
-	// in every second run of 32 MiB both ways on busy cores both stood still for
-	// good (gVisor 20260905, 2026-11-22).
-	tcpWindowBytes = 1<<16 - 1
+	tcpSendBytes    = 1 << 20 // buffer towards the app, to start from
+	tcpSendMaxBytes = 4 << 20 // buffer towards the app, where auto-tuning ends
+	// tcpReceiveBytes is the buffer for what an app has sent, to start from, and
+	// tcpReceiveMaxBytes where auto-tuning ends; it grows only while the Handler
+	// reads. The window is half of it, since gVisor keeps the other half for its
+	// own structures.
+	tcpReceiveBytes    = 256 << 10
+	tcpReceiveMaxBytes = (1<<16 - 1) << tcpWindowScale
+	tcpWindowScale     = 5 // RFC 7323; what gVisor makes of tcpReceiveMaxBytes
 
 	// drainTime is how long Run lets flows say goodbye before it closes the
 	// device.
@@ -51,9 +52,9 @@ const (
 // userspace is the path that works on every system: gVisor terminates TCP, and
 // reassembles and fragments IP; UDP and ICMP are a few lines of ours above it.
 //
-//	tun.Device ─read─► gvisorLink ─► IP ─┬─► TCP Forwarder ─► heldSYN ─► HandleStream
-//	    ▲                                ├─► gvisorUDP ─► gvisorSession ─► HandlePackets
-//	    └──────write── gvisorLink ◄──────┴─► echo
+//	TUN ─read─► gvisorLink ─► IP ─┬─► TCP Forwarder ─► heldSYN ─► HandleStream
+//	 ▲                            ├─► gvisorUDP ─► gvisorSession ─► HandlePackets
+//	 └──write── gvisorLink ◄──────┴─► echo
 //
 // The NIC has no address: it is promiscuous (takes packets for any destination)
 // and spoofing (answers from any source).
@@ -61,6 +62,7 @@ type userspace struct {
 	opts   Options
 	close  func() error // closes the device, once
 	closed chan struct{}
+	chunks sync.Pool // *[chunkBytes]byte
 }
 
 func newUserspace(o Options) (*userspace, error) {
@@ -86,7 +88,10 @@ func (u *userspace) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	link := newGvisorLink(u.opts.Device, u.opts.MTU)
+	link, err := u.newLink()
+	if err != nil {
+		return err
+	}
 	flows := &gate{}
 	s, sessions, err := u.newStack(ctx, link, flows)
 	if err != nil {
@@ -94,7 +99,6 @@ func (u *userspace) Run(ctx context.Context) error {
 	}
 
 	var loops sync.WaitGroup
-	loops.Go(link.writeLoop)
 	loops.Go(func() { sessions.expire(ctx) })
 	loops.Go(func() { // once ctx has ended, flows get drainTime to say goodbye
 		<-ctx.Done()
@@ -107,7 +111,7 @@ func (u *userspace) Run(ctx context.Context) error {
 		u.close()
 	})
 
-	err = link.readLoop(func(p []byte) { forgetOldTuple(s, p) })
+	err = link.run(func(p []byte) { forgetOldTuple(s, p) })
 	select {
 	case <-u.closed:
 		err = nil // we closed it ourselves
@@ -123,9 +127,20 @@ func (u *userspace) Run(ctx context.Context) error {
 	return err
 }
 
+// newLink is on the device's raw queues, where it has them.
+func (u *userspace) newLink() (gvisorLink, error) {
+	if mq, ok := u.opts.Device.(platform.MultiQueue); ok && len(mq.Queues()) > 0 {
+		l, err := newRawLink(mq.Queues(), u.opts.MTU, u.close)
+		if l != nil || err != nil {
+			return l, err
+		}
+	}
+	return newDeviceLink(u.opts.Device, u.opts.MTU), nil
+}
+
 // newStack makes the gVisor stack and attaches it to link. ctx is given to the
 // Handler with every flow.
-func (u *userspace) newStack(ctx context.Context, link *gvisorLink, flows *gate) (*stack.Stack, *gvisorUDP, error) {
+func (u *userspace) newStack(ctx context.Context, link gvisorLink, flows *gate) (*stack.Stack, *gvisorUDP, error) {
 	s := stack.New(stack.Options{
 		NetworkProtocols: []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{
@@ -139,13 +154,13 @@ func (u *userspace) newStack(ctx context.Context, link *gvisorLink, flows *gate)
 
 	// Handlers first: once the NIC exists, a packet without one would be
 	// answered with a reset.
-	fwd := tcp.NewForwarder(s, tcpWindowBytes, maxHeldSYNs, func(r *tcp.ForwarderRequest) {
+	fwd := tcp.NewForwarder(s, tcpReceiveBytes, maxHeldSYNs, func(r *tcp.ForwarderRequest) {
 		if !flows.enter() {
 			r.Complete(true)
 			return
 		}
 		defer flows.leave()
-		serveTCP(ctx, u.opts.Handler, r)
+		u.serveTCP(ctx, r)
 	})
 	s.SetTransportProtocolHandler(tcp.ProtocolNumber, func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 		return !answerable(id) || fwd.HandlePacket(id, pkt)
@@ -169,7 +184,7 @@ func (u *userspace) newStack(ctx context.Context, link *gvisorLink, flows *gate)
 	return s, sessions, nil
 }
 
-func attach(s *stack.Stack, link *gvisorLink) error {
+func attach(s *stack.Stack, link gvisorLink) error {
 	if err := s.CreateNIC(gvisorNIC, link); err != nil {
 		return fmt.Errorf("create nic: %s", err)
 	}
@@ -195,8 +210,8 @@ func tuneTCP(s *stack.Stack) error {
 		recovery = tcpip.TCPRecovery(0) // RACK takes the reordering of parallel writers for loss
 		wait     = tcpip.TCPTimeWaitTimeoutOption(timeWait)
 		retries  = tcpip.TCPSynRetriesOption(synRetries)
-		receive  = tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 2 * tcpWindowBytes, Max: 2 * tcpWindowBytes}
-		send     = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBufferBytes, Max: tcpBufferMaxBytes}
+		receive  = tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpReceiveBytes, Max: tcpReceiveMaxBytes}
+		send     = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpSendBytes, Max: tcpSendMaxBytes}
 	)
 	var errs []error
 	for _, opt := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &cubic, &recovery, &wait, &retries, &receive, &send} {

@@ -2,9 +2,12 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,13 +28,16 @@ const (
 	keepaliveInterval = 30 * time.Second
 )
 
-// serveTCP hands the connection that r asks for to h, and returns when the flow
+// chunkBytes is how much of what an app has sent is handed on at once.
+const chunkBytes = 128 << 10
+
+// serveTCP hands the connection that r asks for to the Handler, and returns when the flow
 // has ended.
-func serveTCP(ctx context.Context, h flow.Handler, r *tcp.ForwarderRequest) {
+func (u *userspace) serveTCP(ctx context.Context, r *tcp.ForwarderRequest) {
 	id := r.ID()
 	dst := addrPort(id.LocalAddress, id.LocalPort)
-	held := &heldSYN{request: r}
-	h.HandleStream(ctx, flow.Flow{
+	held := &heldSYN{request: r, chunks: &u.chunks}
+	u.opts.Handler.HandleStream(ctx, flow.Flow{
 		ID:      flow.NextID(),
 		Network: flow.TCP,
 		Inbound: flow.TUN,
@@ -46,6 +52,7 @@ func serveTCP(ctx context.Context, h flow.Handler, r *tcp.ForwarderRequest) {
 // heldSYN is a TCP connection whose SYN has not been answered yet.
 type heldSYN struct {
 	request *tcp.ForwarderRequest
+	chunks  *sync.Pool // *[chunkBytes]byte
 	decided atomic.Bool
 }
 
@@ -67,7 +74,7 @@ func (p *heldSYN) Accept() (flow.StreamConn, error) {
 	ep.SetSockOpt(&idle) // neither can fail on an established endpoint
 	ep.SetSockOpt(&interval)
 	ep.SocketOptions().SetKeepAlive(true)
-	return &gvisorConn{TCPConn: gonet.NewTCPConn(queue, ep), ep: ep}, nil
+	return &gvisorConn{TCPConn: gonet.NewTCPConn(queue, ep), ep: ep, chunks: p.chunks}, nil
 }
 
 // Reject implements flow.Pending: every reason is told by a reset, the only
@@ -78,13 +85,52 @@ func (p *heldSYN) Reject(flow.Reason) {
 	}
 }
 
-// gvisorConn is a *gonet.TCPConn that can also be reset.
+// gvisorConn is a *gonet.TCPConn that can also be reset, and is relayed from
+// without a buffer while it is idle.
 type gvisorConn struct {
 	*gonet.TCPConn
-	ep tcpip.Endpoint
+	ep     tcpip.Endpoint
+	chunks *sync.Pool // *[chunkBytes]byte
 }
 
-var _ flow.StreamConn = (*gvisorConn)(nil)
+var (
+	_ flow.StreamConn = (*gvisorConn)(nil)
+	_ io.WriterTo     = (*gvisorConn)(nil)
+)
+
+// WriteTo implements io.WriterTo: it copies to w until the app has closed its
+// half or an error of either side. It waits with one byte of room, so that
+// thousands of idle flows hold no buffers.
+func (c *gvisorConn) WriteTo(w io.Writer) (total int64, err error) {
+	first := make([]byte, 1)
+	for {
+		if _, err := c.Read(first); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return total, err
+		}
+		n, err := c.writeChunk(w, first[0])
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// writeChunk writes first and what else has come.
+func (c *gvisorConn) writeChunk(w io.Writer, first byte) (int, error) {
+	b, ok := c.chunks.Get().(*[chunkBytes]byte)
+	if !ok {
+		b = new([chunkBytes]byte)
+	}
+	defer c.chunks.Put(b)
+	b[0] = first
+	rest := tcpip.SliceWriter(b[1:])
+	in, _ := c.ep.Read(&rest, tcpip.ReadOptions{}) // does not block; an error will come again
+	c.ep.ModerateRecvBuf(in.Count)
+	return w.Write(b[:1+in.Count])
+}
 
 // SetLinger is like (*net.TCPConn).SetLinger: with 0, Close sends a reset.
 func (c *gvisorConn) SetLinger(sec int) error {
