@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -15,57 +16,85 @@ import (
 )
 
 const (
-	h2Attempts  = 4           // of one flow, on sessions that did not process it
-	h2IdleExtra = time.Minute // after which a second idle session is closed
+	h2Attempts    = 6                     // of one flow, on sessions that did not process it
+	h2RefusedWait = 20 * time.Millisecond // before the second attempt, doubled each time
+	h2Sessions    = 1024                  // at most
+	h2Recheck     = 50 * time.Millisecond // for a free place, when there are so many
 )
 
 // errSilent is inside the error of a connected proxy that did not answer.
 var errSilent = errors.New("connected, but no answer in time")
 
-// sessions are the HTTP/2 connections to one proxy. Flows share the first
-// that has a free place; one more is dialled when none has, once for all who
-// wait.
+// sessions are the HTTP/2 connections to one proxy. A flow goes to the oldest
+// that has nothing much to do, so that idle ones can be closed, else to the
+// least loaded. Another is dialled in the background before all are busy.
 //
-//	connect ─► pick ─┬─ place reserved ─────────────► CONNECT ─┬─► stream
-//	     ▲           ├─ some session has no SETTINGS yet: wait │
-//	     │           └─ dial; h1: the connection is the caller's
-//	     └──────────────── not processed (GOAWAY, REFUSED_STREAM, session lost)
+//	connect ─► pick ─┬─ place reserved ──► ask ─┬─► stream
+//	     ▲           ├─ wait for a dial         ├─ no answer: ask another session too
+//	     │           └─ h1: the connection is the caller's
+//	     └──────────── not processed (GOAWAY, REFUSED_STREAM, session lost)
+//	run ─► tend: close idle ones; keep one open and one spare ahead of need
 type sessions struct {
 	dial func(ctx context.Context, limit time.Duration) (c *tlsConn, isH2 bool, err error)
 
 	mu      sync.Mutex
-	open    []*h2.Session // guarded by mu
-	dialing chan struct{} // guarded by mu; closed when the dial under way has ended, nil if there is none
-	http1   bool          // guarded by mu; the last dial settled on HTTP/1.1
-	closed  bool          // guarded by mu
+	open    []*h2.Session      // guarded by mu; oldest first
+	dials   map[*dialing]bool  // guarded by mu; under way, or waiting for SETTINGS
+	changed chan struct{}      // guarded by mu; closed when a dial has ended; nil if nobody waits
+	waiting int                // guarded by mu; flows that have no place
+	places  int                // guarded by mu; streams that the last session took, 0 if not known
+	limit   int                // guarded by mu; streams that the proxy serves at once in a session, 0 if not known
+	limited time.Time          // guarded by mu; when limit was found
+	used    time.Time          // guarded by mu; by the last flow
+	retry   pause              // guarded by mu; after dials in the background that failed
+	http1   bool               // guarded by mu; the last dial settled on HTTP/1.1
+	closed  bool               // guarded by mu
+	stop    context.CancelFunc // guarded by mu; ends run; nil before it starts
+	wake    chan struct{}      // cap 1; guarded by mu until run starts
+	wg      sync.WaitGroup     // run and dials
 }
 
 // patience is how long a connected proxy may take for each step.
 type patience struct{ tls, connect time.Duration }
 
-// connect gives a tunnel to t, or a bare connection where the proxy speaks
-// HTTP/1.1.
-func (p *sessions) connect(ctx context.Context, s Spec, t flow.Target, limit patience) (flow.StreamConn, *tlsConn, error) {
+// tunnelRequest is what a session is asked for.
+type tunnelRequest struct {
+	authority string
+	early     []byte
+	fields    []hpack.HeaderField
+}
+
+// connect gives a tunnel to a.t on which a.early has been sent, or a bare
+// connection where the proxy speaks HTTP/1.1.
+func (p *sessions) connect(ctx context.Context, a ask, limit patience) (flow.StreamConn, *tlsConn, error) {
 	tr := traceOf(ctx)
-	var fields []hpack.HeaderField
-	if a := basicAuth(s); a != "" {
-		fields = []hpack.HeaderField{{Name: "proxy-authorization", Value: a, Sensitive: true}}
+	r := tunnelRequest{authority: a.t.String()}
+	if auth := basicAuth(*a.spec); auth != "" {
+		r.fields = []hpack.HeaderField{{Name: "proxy-authorization", Value: auth, Sensitive: true}}
+	}
+	if a.ahead {
+		r.early, a.early = a.early, nil
 	}
 	var last error
-	for range h2Attempts {
-		session, c, reused, err := p.pick(ctx, limit.tls)
+	for try := range h2Attempts {
+		session, c, err := p.pick(ctx, limit.tls, nil)
 		if err != nil || c != nil {
 			return nil, c, err
 		}
-		tr.Reused = reused
 		begin := time.Now()
 		bounded, cancel := context.WithTimeoutCause(ctx, limit.connect, errSilent)
-		st, answer, err := session.Connect(bounded, t.String(), fields...)
+		st, answer, err := p.ask(bounded, session, r)
 		cancel()
 		tr.Connect = time.Since(begin)
 		switch {
 		case errors.Is(err, h2.ErrUnprocessed):
 			last = err
+			if session.Usable() { // so it refused the stream
+				wait(ctx, h2RefusedWait<<try)
+			}
+			continue
+		case errors.Is(err, syscall.ECONNRESET) && len(r.early) > 0: // perhaps because of that
+			a.early, r.early, tr.refused, last = r.early, nil, true, err
 			continue
 		case errors.Is(err, errSilent), errors.Is(err, context.DeadlineExceeded):
 			return nil, nil, fault(Timeout, fmt.Errorf("CONNECT: %w", errSilent), "the proxy is overloaded")
@@ -74,124 +103,157 @@ func (p *sessions) connect(ctx context.Context, s Spec, t flow.Target, limit pat
 		case st == nil:
 			return nil, nil, replyOf(answer).judge()
 		}
+		tr.Early = len(r.early) > 0
+		if err := writeEarly(ctx, st, a.early); err != nil {
+			return nil, nil, err
+		}
 		return st, nil, nil
 	}
 	return nil, nil, fault(Refused, fmt.Errorf("CONNECT: %w", last), "the proxy takes no more streams: it may be overloaded or restarting")
 }
 
-// pick reserves a place in a session, or returns a new HTTP/1.1 connection.
-func (p *sessions) pick(ctx context.Context, limit time.Duration) (s *h2.Session, c *tlsConn, reused bool, err error) {
+// wait returns after d or when ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// pick reserves a place in a session other than avoid, or returns a new
+// HTTP/1.1 connection. It fills in the trace.
+func (p *sessions) pick(ctx context.Context, limit time.Duration, avoid *h2.Session) (*h2.Session, *tlsConn, error) {
+	tr, begin := traceOf(ctx), time.Now()
+	var joined *dialing
+	tr.Reused = true
 	for {
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
-			return nil, nil, false, fault(Refused, fmt.Errorf("upstream: %w", net.ErrClosed), "")
+			return nil, nil, fault(Refused, fmt.Errorf("upstream: %w", net.ErrClosed), "")
 		}
+		p.used = begin
+		p.startLocked()
 		p.sweepLocked()
-		for _, s := range p.open {
-			if s.Reserve() {
-				p.mu.Unlock()
-				return s, nil, true, nil
+		if s := p.reserveLocked(avoid); s != nil {
+			p.mu.Unlock()
+			if joined != nil {
+				tr.Wait += time.Since(begin)
 			}
+			return s, nil, nil
 		}
-		if p.http1 {
+		if joined != nil && joined.err != nil {
 			p.mu.Unlock()
-			return p.grow(ctx, limit)
+			return nil, nil, joined.err
 		}
-		wait, unready := p.dialing, p.unreadyLocked()
-		if wait == nil && unready == nil {
-			p.dialing = make(chan struct{})
+		if p.http1 || p.wantLocked() {
+			d := p.dialLocked(limit, true)
 			p.mu.Unlock()
-			return p.growAlone(ctx, limit)
+			return p.own(ctx, d)
 		}
+		for d := range p.dials {
+			joined = d
+		}
+		if p.changed == nil {
+			p.changed = make(chan struct{})
+		}
+		changed, full := p.changed, len(p.open) >= h2Sessions
+		p.waiting++
 		p.mu.Unlock()
-		if err := await(ctx, wait, unready); err != nil {
-			return nil, nil, false, err
+		err := await(ctx, changed, full)
+		p.mu.Lock()
+		p.waiting--
+		p.mu.Unlock()
+		if err != nil {
+			return nil, nil, err
 		}
 	}
 }
 
-// await waits for the dial under way, or for a new session's SETTINGS.
-func await(ctx context.Context, dialing <-chan struct{}, unready *h2.Session) error {
-	var ready, done <-chan struct{}
-	if unready != nil {
-		ready, done = unready.Ready(), unready.Done()
+// await waits for a dial to end, or for a while if only the end of streams can
+// help.
+func await(ctx context.Context, changed <-chan struct{}, full bool) error {
+	var again <-chan time.Time
+	if full {
+		again = time.After(h2Recheck)
 	}
 	select {
-	case <-dialing:
-	case <-ready:
-	case <-done:
+	case <-changed:
+	case <-again:
 	case <-ctx.Done():
 		return fault(Timeout, fmt.Errorf("wait for a session: %w", errSilent), "the proxy is overloaded")
 	}
 	return nil
 }
 
-// growAlone dials while others wait for the result.
-func (p *sessions) growAlone(ctx context.Context, limit time.Duration) (*h2.Session, *tlsConn, bool, error) {
-	defer func() {
-		p.mu.Lock()
-		close(p.dialing)
-		p.dialing = nil
-		p.mu.Unlock()
-	}()
-	return p.grow(ctx, limit)
-}
-
-// grow dials, and adds a session if the proxy speaks HTTP/2.
-func (p *sessions) grow(ctx context.Context, limit time.Duration) (*h2.Session, *tlsConn, bool, error) {
-	c, isH2, err := p.dial(ctx, limit)
-	if err != nil {
-		return nil, nil, false, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.http1 = !isH2
-	if !isH2 {
-		return nil, c, false, nil
-	}
-	if p.closed {
-		c.Close()
-		return nil, nil, false, fault(Refused, fmt.Errorf("upstream: %w", net.ErrClosed), "")
-	}
-	s := h2.New(c)
-	s.Reserve() // a new session has a place, or its end shows in Connect
-	p.open = append(p.open, s)
-	return s, nil, false, nil
-}
-
-func (p *sessions) unreadyLocked() *h2.Session {
-	for _, s := range p.open {
-		select {
-		case <-s.Ready():
-		default:
-			if s.Usable() {
-				return s
+// reserveLocked takes a place in the best session that has one.
+func (p *sessions) reserveLocked(avoid *h2.Session) *h2.Session {
+	for {
+		var best *h2.Session
+		least := int64(0)
+		for _, s := range p.open {
+			if s == avoid || !s.Usable() {
+				continue
+			}
+			l := s.Load()
+			if l.Free <= 0 {
+				continue
+			}
+			score := int64(l.Streams) + l.Rate>>17 // 128 KiB/s are as much as another stream
+			if l.Congested {
+				score += 1 << 40
+			}
+			if isLight(l) {
+				score = -1
+			}
+			if best == nil || score < least {
+				best, least = s, score
+			}
+			if score < 0 {
+				break
 			}
 		}
+		if least >= 0 {
+			signalWake(p.wake) // a spare is due
+		}
+		if best == nil || best.Reserve() {
+			return best
+		}
 	}
-	return nil
 }
 
-// sweepLocked forgets ended sessions, and closes idle ones beyond the first.
-// A session that drains stays until its streams have ended.
-func (p *sessions) sweepLocked() {
-	kept := p.open[:0]
-	for i, s := range p.open {
-		select {
-		case <-s.Done():
-			_ = s.Close() // waits for its goroutines, which are ending
-			continue
-		default:
-		}
-		if i > 0 && s.Idle() > h2IdleExtra {
-			_ = s.Close()
-			continue
-		}
-		kept = append(kept, s)
+func signalWake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
-	clear(p.open[len(kept):])
-	p.open = kept
+}
+
+// flush has flows to come use new sessions, as after a change of network. Open
+// flows go on as long as theirs answer.
+func (p *sessions) flush() {
+	p.mu.Lock()
+	for _, s := range p.open {
+		s.Retire()
+	}
+	p.http1, p.limit, p.retry = false, 0, pause{}
+	signalWake(p.wake) // nil before run starts
+	p.mu.Unlock()
+}
+
+// count is how many sessions flows can use.
+func (p *sessions) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, s := range p.open {
+		if s.Usable() {
+			n++
+		}
+	}
+	return n
 }
 
 func (p *sessions) close() {
@@ -199,10 +261,17 @@ func (p *sessions) close() {
 	p.closed = true
 	open := p.open
 	p.open = nil
+	for d := range p.dials {
+		d.cancel()
+	}
+	if p.stop != nil {
+		p.stop()
+	}
 	p.mu.Unlock()
 	for _, s := range open {
 		_ = s.Close()
 	}
+	p.wg.Wait()
 }
 
 // replyOf reads an HTTP/2 answer as an HTTP/1.1 one is read.

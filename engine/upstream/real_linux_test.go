@@ -2,8 +2,6 @@ package upstream
 
 import (
 	"bytes"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -22,7 +19,7 @@ import (
 
 // Real proxies of the distribution, as child processes on loopback.
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -33,7 +30,7 @@ func freePort(t *testing.T) int {
 }
 
 // start runs a server until the test ends, and waits until port answers.
-func start(t *testing.T, port int, name string, args ...string) {
+func start(t testing.TB, port int, name string, args ...string) {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -62,7 +59,7 @@ func start(t *testing.T, port int, name string, args ...string) {
 	t.Fatalf("%s does not listen: %s", name, out.String())
 }
 
-func write(t *testing.T, dir, name, text string) string {
+func write(t testing.TB, dir, name, text string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
@@ -72,7 +69,7 @@ func write(t *testing.T, dir, name, text string) string {
 }
 
 // shareDir is a directory that servers which drop root can use.
-func shareDir(t *testing.T) string {
+func shareDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "atlantic-proxy-test")
 	if err != nil {
@@ -187,59 +184,5 @@ socks pass {
 		if n, from, err := c.ReadFrom(b); n != size || err != nil || flow.AddrPortOf(from) != server {
 			t.Fatalf("%d of %d bytes from %v: %v", n, size, from, err)
 		}
-	}
-}
-
-// TestRealApache: HTTP/2 CONNECT and HTTP/1.1 CONNECT over TLS.
-func TestRealApache(t *testing.T) {
-	const modules = "/usr/lib/apache2/modules"
-	if _, err := os.Stat(modules + "/mod_proxy_connect.so"); err != nil {
-		t.Skip("SKIPPED: apache2 with mod_proxy_connect is not installed")
-	}
-	dir, port := shareDir(t), freePort(t)
-	cert, _ := certificate(t, time.Now().Add(time.Hour), "127.0.0.1")
-	keyDER, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, dir, "cert.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})))
-	write(t, dir, "key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})))
-	var load strings.Builder
-	for _, m := range []string{"mpm_event", "authz_core", "authn_core", "proxy", "proxy_connect", "ssl", "socache_shmcb", "http2"} {
-		if _, err := os.Stat(modules + "/mod_" + m + ".so"); err == nil {
-			fmt.Fprintf(&load, "LoadModule %s_module %s/mod_%s.so\n", m, modules, m)
-		}
-	}
-	conf := write(t, dir, "apache.conf", fmt.Sprintf(`%sServerRoot %s
-ServerName localhost
-PidFile %s/pid
-ErrorLog %s/log
-Listen 127.0.0.1:%d
-User nobody
-Group nogroup
-StartServers 1
-Protocols h2 http/1.1
-SSLEngine on
-SSLCertificateFile %s/cert.pem
-SSLCertificateKeyFile %s/key.pem
-ProxyRequests On
-AllowCONNECT 1-65535
-<Proxy "*">
-Require all granted
-</Proxy>
-`, load.String(), dir, dir, dir, port, dir, dir))
-	start(t, port, "apache2", "-X", "-f", conf)
-	leaf, _ := x509.ParseCertificate(cert.Certificate[0])
-	pool := x509.NewCertPool()
-	pool.AddCert(leaf)
-	never := false
-	for name, h2 := range map[string]*bool{"h2": nil, "http1": &never} {
-		t.Run(name, func(t *testing.T) {
-			u := open(t, fmt.Sprintf("https://127.0.0.1:%d", port), func(s *Spec) { s.CA, s.HTTP2 = pool, h2 }, Options{})
-			exercise(t, u, false)
-			if s := u.Stats(); (s.Reused > 0) != (name == "h2") {
-				t.Errorf("HTTP/2 was not what was tested: %+v", s)
-			}
-		})
 	}
 }

@@ -148,7 +148,7 @@ func (d *secure) open(ctx context.Context, a ask) (flow.StreamConn, error) {
 			return c, err
 		}
 	}
-	st, c, err := d.h2.connect(ctx, *a.spec, a.t, patience{tlsTimeout, handshakeTimeout})
+	st, c, err := d.h2.connect(ctx, a, patience{tlsTimeout, handshakeTimeout})
 	switch {
 	case err != nil:
 		return nil, err
@@ -156,10 +156,8 @@ func (d *secure) open(ctx context.Context, a ask) (flow.StreamConn, error) {
 		tr := traceOf(ctx)
 		w := newWarm(c, c.tcp, tr, 0)
 		w.waited = tr.Dial + tr.TLS
+		d.line.pool.prime()
 		return d.line.tunnel(ctx, w, a)
-	}
-	if err := writeEarly(ctx, st, a.early); err != nil {
-		return nil, err
 	}
 	return st, nil
 }
@@ -183,7 +181,7 @@ func writeEarly(ctx context.Context, c flow.StreamConn, early []byte) error {
 }
 
 func (d *secure) check(ctx context.Context, s *Spec) error {
-	st, c, err := d.h2.connect(ctx, *s, flow.Target{Name: checkTarget, Port: 443}, patience{greetTimeout, checkSilence})
+	st, c, err := d.h2.connect(ctx, ask{spec: s, t: flow.Target{Name: checkTarget, Port: 443}}, patience{greetTimeout, checkSilence})
 	if st != nil {
 		st.Close()
 	}
@@ -212,13 +210,10 @@ func (d *secure) ready(ctx context.Context) (time.Duration, error) {
 }
 
 // sessions is how many HTTP/2 sessions are open.
-func (d *secure) sessions() int {
-	d.h2.mu.Lock()
-	defer d.h2.mu.Unlock()
-	return len(d.h2.open)
-}
+func (d *secure) sessions() int { return d.h2.count() }
 
 func (d *secure) flush() {
+	d.h2.flush()
 	d.line.pool.flush()
 }
 

@@ -1,20 +1,24 @@
 // Package h2 carries TCP streams to a proxy in one HTTP/2 connection, each by
 // a CONNECT request (RFC 9113 section 8.5).
 //
-//	Stream.Write ─ windows ─► wmu: framer ─► conn        (the writer's own goroutine)
-//	   control frames ─► queue ─► writer goroutine ─┘
+//	Stream.Write ─ windows ─┐
+//	Session.Open ── queue ──┼─► wmu: frames ─► conn   (who holds wmu sends the queue first)
+//	control frames ─ queue ─┘       ▲
+//	                     writer goroutine, when nobody else is about to write
 //	conn ─► read loop ─► Stream's chunks ─► Stream.Read, Stream.WriteTo
 //
 // golang.org/x/net/http2's Transport could do it too, with a pipe for the
 // request's body: but a pipe costs a goroutine and a copy per stream, and the
-// Transport has no half-close that can be told from an end, no deadlines, and
-// hides which error code a stream was reset with. CONNECT needs a small part
-// of HTTP/2, so this is that part, over x/net's Framer and hpack.
+// Transport has no half-close that can be told from an end, no deadlines, no
+// way to send data before the answer, and hides which error code a stream was
+// reset with. CONNECT needs a small part of HTTP/2, so this is that part, over
+// x/net's Framer and hpack. DATA frames pass by the Framer: their bytes are
+// read into the chunk that they are delivered from.
 //
-// Flow control: a stream's window starts at 512 KiB and doubles up to 8 MiB as
-// long as its reader keeps up, so that a fast download is not held back and a
-// stalled reader holds little memory. The connection's window is returned as
-// bytes arrive: one stalled stream never stalls the others.
+// Flow control (path.go): a stream's window follows the path's bandwidth-delay
+// product as long as its reader keeps up, so that a fast download is not held
+// back and a stalled reader holds little memory. The connection's window is
+// returned as bytes arrive: one stalled stream never stalls the others.
 //
 // Only engine/upstream imports this.
 package h2
@@ -22,10 +26,8 @@ package h2
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -36,31 +38,34 @@ import (
 )
 
 const (
-	firstWindow     = 512 << 10 // bytes; a stream's receive window at first
-	maxWindow       = 8 << 20   // bytes; that it can grow to
-	connWindow      = 1 << 30   // bytes; of the connection, see package doc
+	baseWindow      = 64 << 10  // bytes; a stream's receive window by SETTINGS
+	firstWindow     = 512 << 10 // bytes; that it is raised to as it opens, as long as there are extraBytes
+	maxWindow       = 4 << 20   // bytes; that it can grow to
+	extraBytes      = 16 << 20  // of all streams' windows beyond baseWindow; half of it is for growing
+	connWindow      = 16 << 20  // bytes; of the connection, see package doc
+	maxHeldBytes    = 32 << 20  // unread in all streams: beyond, the connection's window is not returned
 	protocolWindow  = 65535     // RFC 9113 section 6.9.2, before any SETTINGS
 	maxFrameBytes   = 16 << 10  // we accept no longer frames
 	maxHeaderBytes  = 16 << 10  // of one answer's fields
-	maxQueued       = 1000      // control frames: beyond, the peer floods us
+	maxOwed         = 1000      // answers to PING and SETTINGS: beyond, the peer floods us
+	maxEmpty        = 1000      // DATA frames in a row that bring nothing
 	maxInterim      = 8         // 1xx answers to one CONNECT
-	silence         = 5 * time.Second
-	pingTimeout     = 4 * time.Second
 	lastStreamID    = 1 << 30
-	writeBufBytes   = 32 << 10
-	readBufBytes    = 32 << 10
-	maxPeerFrame    = 1 << 24
-	unlimitedPeers  = 1 << 20 // MAX_CONCURRENT_STREAMS if the peer names none
+	writeBytes      = 32 << 10 // of one stream at a time
+	readBufBytes    = 4 << 10  // for frame headers and control frames; longer payloads pass it by
+	unlimitedPeers  = 1 << 20  // MAX_CONCURRENT_STREAMS if the peer names none
 	settingsTimeout = 10 * time.Second
 )
 
 // ErrUnprocessed says that the proxy has not acted on the request, or that the
-// session ended before an answer: nothing of the client's was sent, and another
-// session may be tried.
+// session ended before an answer: another session may be tried.
 var ErrUnprocessed = errors.New("request was not processed")
 
 // errClosed is why a session ended that Close ended.
 var errClosed = fmt.Errorf("session closed: %w", net.ErrClosed)
+
+// errGoAway is why a session takes no more streams.
+var errGoAway = errors.New("the proxy is closing the session (GOAWAY)")
 
 // Session is one HTTP/2 connection, as client.
 type Session struct {
@@ -70,42 +75,52 @@ type Session struct {
 	ready     chan struct{}  // closed on the peer's first SETTINGS
 	done      chan struct{}  // closed when the session has ended
 	wg        sync.WaitGroup // read loop, writer, watch
-	wake      chan struct{}  // cap 1: control frames are queued
+	wake      chan struct{}  // cap 1: something is queued
+	rouse     chan struct{}  // cap 1: watch is to look
 	lastRead  atomic.Int64   // ns since born
-	pingSent  atomic.Int64   // ns since born, 0 if none is outstanding
+	lastData  atomic.Int64   // ns since born; of a stream's bytes
+	lastWrite atomic.Int64   // ns since born; of a stream's bytes or request
+	blocked   atomic.Int64   // ns since born: when a writer last had to wait for the connection
+	moved     atomic.Int64   // bytes of streams, both ways
 	closeOnce sync.Once
 
-	wmu    sync.Mutex // held while writing; taken before mu
-	bw     *bufio.Writer
-	framer *http2.Framer // written under wmu, read by the read loop
-	enc    *hpack.Encoder
-	encBuf bytes.Buffer // guarded by wmu
+	wmu    sync.Mutex     // held while writing; taken before mu
+	out    frames         // guarded by wmu
+	framer *http2.Framer  // writes to out under wmu, reads in the read loop
+	enc    *hpack.Encoder // guarded by wmu
+	encBuf bytes.Buffer   // guarded by wmu
+	spare  []control      // guarded by wmu
+
+	br  *bufio.Reader // the read loop's
+	cur *chunk        // the read loop's: what the next DATA is read into
 
 	mu         sync.Mutex
 	err        error // why it ended
 	isReady    bool
-	draining   bool // after GOAWAY: no new streams
+	draining   bool // after GOAWAY or Retire: no new streams
 	streams    map[uint32]*Stream
+	opening    []*Stream // not yet sent
 	reserved   int
+	answered   int // of streams
+	proven     int // the most that answered ever was
 	nextID     uint32
 	maxStreams int
+	limit      int       // of streams, 0 if only the peer's counts
 	idleSince  time.Time // when the last stream ended
 	sendWindow int64     // of the connection
+	starved    []*Stream // wait for sendWindow
 	peerFirst  int64     // a stream's send window at first
 	peerFrame  int       // longest frame the peer takes
 	received   int64     // not yet returned to the connection's window
+	held       int64     // bytes that streams hold unread
+	extra      int64     // bytes of streams' windows beyond baseWindow
+	empty      int       // DATA frames in a row that brought nothing
+	owed       int       // answers to PING and SETTINGS in queue
 	queue      []control
+	path       path
+	meter      meter
 
 	pool sync.Pool // *chunk
-}
-
-// control is a queued frame.
-type control struct {
-	kind http2.FrameType
-	id   uint32
-	n    uint32
-	ack  bool
-	data [8]byte
 }
 
 // New starts a session on conn, which negotiated "h2", and owns it. It does
@@ -117,7 +132,8 @@ func New(conn net.Conn) *Session {
 		ready:      make(chan struct{}),
 		done:       make(chan struct{}),
 		wake:       make(chan struct{}, 1),
-		bw:         bufio.NewWriterSize(conn, writeBufBytes),
+		rouse:      make(chan struct{}, 1),
+		br:         bufio.NewReaderSize(conn, readBufBytes),
 		streams:    make(map[uint32]*Stream),
 		nextID:     1,
 		maxStreams: unlimitedPeers,
@@ -125,9 +141,10 @@ func New(conn net.Conn) *Session {
 		sendWindow: protocolWindow,
 		peerFirst:  protocolWindow,
 		peerFrame:  maxFrameBytes,
+		path:       path{target: firstWindow},
 	}
 	s.pool.New = func() any { return new(chunk) }
-	s.framer = http2.NewFramer(s.bw, bufio.NewReaderSize(conn, readBufBytes))
+	s.framer = http2.NewFramer(&s.out, s.br)
 	s.framer.SetMaxReadFrameSize(maxFrameBytes)
 	s.framer.SetReuseFrames()
 	s.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -149,22 +166,18 @@ func (s *Session) Ready() <-chan struct{} { return s.ready }
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // Reserve takes one of the peer's places for a stream, if the session is alive
-// and has one; Connect uses it up. Before the peer's SETTINGS only the first
+// and has one; Open uses it up. Before the peer's SETTINGS only the first
 // caller gets one.
 func (s *Session) Reserve() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil || s.draining || s.nextID > lastStreamID {
-		return false
-	}
-	limit := s.maxStreams
-	if !s.isReady {
-		limit = 1
-	}
-	if len(s.streams)+s.reserved >= limit {
+	if !s.usableLocked() || s.freeLocked() <= 0 {
 		return false
 	}
 	s.reserved++
+	if s.reserved+s.openLocked() == 1 {
+		signal(s.rouse)
+	}
 	return true
 }
 
@@ -172,17 +185,64 @@ func (s *Session) Reserve() bool {
 func (s *Session) Usable() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err == nil && !s.draining && s.nextID <= lastStreamID
+	return s.usableLocked()
+}
+
+func (s *Session) usableLocked() bool {
+	return s.err == nil && !s.draining && s.nextID <= lastStreamID && !s.path.suspect
+}
+
+// openLocked is how many streams count against the peer's limit.
+func (s *Session) openLocked() int { return len(s.streams) + len(s.opening) }
+
+func (s *Session) freeLocked() int {
+	limit := s.maxStreams
+	if !s.isReady {
+		limit = 1
+	}
+	if s.limit > 0 {
+		limit = min(limit, s.limit)
+	}
+	return limit - s.openLocked() - s.reserved
 }
 
 // Idle is how long the session has been without streams; 0 if it has some.
 func (s *Session) Idle() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.streams)+s.reserved > 0 {
+	if s.openLocked()+s.reserved > 0 {
 		return 0
 	}
 	return time.Since(s.idleSince)
+}
+
+// Answered is how many open streams the proxy has answered. record: it has
+// never been more, so that the next request tries what the proxy can do.
+func (s *Session) Answered() (n int, record bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.answered, s.answered >= s.proven
+}
+
+// Limit has the session take at most n streams at once, as long as the peer
+// does not allow fewer; 0 lifts that.
+func (s *Session) Limit(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = n
+}
+
+// Retire takes no more streams, and ends the session when the last is gone, or
+// soon if the peer turns out to be out of reach.
+func (s *Session) Retire() {
+	s.mu.Lock()
+	s.draining = true
+	s.path.urgent = true
+	if s.path.sent.IsZero() {
+		s.pingLocked()
+	}
+	s.mu.Unlock()
+	signal(s.rouse)
 }
 
 // Close ends the session and its streams, and waits for its goroutines.
@@ -197,11 +257,12 @@ func (s *Session) end(err error) {
 	s.closeOnce.Do(func() {
 		s.mu.Lock()
 		s.err = err
-		all := make([]*Stream, 0, len(s.streams))
+		all := s.opening
 		for _, st := range s.streams {
 			all = append(all, st)
 		}
 		clear(s.streams)
+		s.opening, s.starved = nil, nil
 		for _, st := range all {
 			st.failLocked(s.lostLocked(st))
 		}
@@ -220,121 +281,12 @@ func (s *Session) lostLocked(st *Stream) error {
 	return &net.OpError{Op: "read", Net: "h2", Err: fmt.Errorf("%w: %w", errReset, s.err)}
 }
 
-// Response is the proxy's final answer to a CONNECT.
-type Response struct {
-	Status int
-	Fields []hpack.HeaderField // at most 16 KiB
-}
-
-// Connect asks for a tunnel to authority ("host:port") with the extra fields
-// and waits for the answer. It needs a place from Reserve. The stream is nil
-// if the answer is not 2xx. ErrUnprocessed: another session may be tried.
-func (s *Session) Connect(ctx context.Context, authority string, fields ...hpack.HeaderField) (*Stream, Response, error) {
-	st, err := s.open(authority, fields)
-	if err != nil {
-		return nil, Response{}, err
-	}
-	select {
-	case <-st.answer:
-	case <-ctx.Done():
-		st.reset(http2.ErrCodeCancel, context.Cause(ctx))
-		return nil, Response{}, context.Cause(ctx)
-	}
-	s.mu.Lock()
-	r, err := st.response, st.err
-	s.mu.Unlock()
-	if r.Status == 0 {
-		return nil, Response{}, err
-	}
-	if r.Status < 200 || r.Status > 299 {
-		st.reset(http2.ErrCodeCancel, io.ErrClosedPipe)
-		return nil, r, nil
-	}
-	return st, r, nil
-}
-
-// open sends the request. Stream identifiers must go out in order, so the
-// identifier is taken under wmu.
-func (s *Session) open(authority string, fields []hpack.HeaderField) (*Stream, error) {
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	s.mu.Lock()
-	s.reserved--
-	if s.err != nil || s.draining {
-		err := s.err
-		s.mu.Unlock()
-		if err == nil {
-			err = errors.New("the proxy is closing the session (GOAWAY)")
-		}
-		return nil, fmt.Errorf("%w: %w", ErrUnprocessed, err)
-	}
-	st := newStream(s, s.nextID, s.peerFirst)
-	s.nextID += 2
-	s.streams[st.id] = st
-	frameBytes := s.peerFrame
-	s.mu.Unlock()
-
-	s.encBuf.Reset()
-	s.encode(hpack.HeaderField{Name: ":method", Value: "CONNECT"})
-	s.encode(hpack.HeaderField{Name: ":authority", Value: authority})
-	for _, f := range fields {
-		s.encode(f)
-	}
-	err := s.writeHeaders(st.id, s.encBuf.Bytes(), frameBytes)
-	if err == nil {
-		err = s.bw.Flush()
-	}
-	if err != nil {
-		s.end(fmt.Errorf("write: %w", err)) // fails st too
-	}
-	return st, nil
-}
-
-// encode cannot fail: it writes to memory.
-func (s *Session) encode(f hpack.HeaderField) { _ = s.enc.WriteField(f) }
-
-func (s *Session) writeHeaders(id uint32, block []byte, frameBytes int) error {
-	first := block[:min(len(block), frameBytes)]
-	rest := block[len(first):]
-	err := s.framer.WriteHeaders(http2.HeadersFrameParam{
-		StreamID: id, BlockFragment: first, EndHeaders: len(rest) == 0,
-	})
-	for err == nil && len(rest) > 0 {
-		part := rest[:min(len(rest), frameBytes)]
-		rest = rest[len(part):]
-		err = s.framer.WriteContinuation(id, len(rest) == 0, part)
-	}
-	return err
-}
-
-// watch ends a session whose peer has fallen silent while streams need it.
-func (s *Session) watch() {
-	defer s.wg.Done()
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.done:
-			return
-		case <-tick.C:
-		}
-		s.mu.Lock()
-		busy, drained := len(s.streams) > 0, s.draining && len(s.streams)+s.reserved == 0
-		isReady := s.isReady
-		s.mu.Unlock()
-		now := int64(time.Since(s.born))
-		quiet := time.Duration(now - s.lastRead.Load())
-		sent := s.pingSent.Load()
-		switch {
-		case drained:
-			s.end(errClosed)
-		case !isReady && quiet > settingsTimeout:
-			s.end(errors.New("no SETTINGS from the proxy"))
-		case sent != 0 && quiet > silence && time.Duration(now-sent) > pingTimeout:
-			s.end(fmt.Errorf("the proxy has been silent for %v and does not answer PING", quiet.Round(time.Second)))
-		case busy && sent == 0 && quiet > silence:
-			s.pingSent.Store(now)
-			s.enqueue(control{kind: http2.FramePing})
+// emptiedLocked notes when the last stream has gone.
+func (s *Session) emptiedLocked() {
+	if s.openLocked() == 0 {
+		s.idleSince = time.Now()
+		if s.draining {
+			signal(s.rouse)
 		}
 	}
 }

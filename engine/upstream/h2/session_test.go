@@ -97,7 +97,7 @@ func connect(s *Session) chan result {
 	}
 	go func() {
 		defer cancel()
-		st, r, err := s.Connect(ctx, "x.example:443", hpack.HeaderField{Name: "proxy-authorization", Value: "Basic x", Sensitive: true})
+		st, r, err := s.Connect(ctx, "x.example:443", nil, hpack.HeaderField{Name: "proxy-authorization", Value: "Basic x", Sensitive: true})
 		c <- result{st, r, err}
 	}()
 	return c
@@ -351,7 +351,7 @@ func BenchmarkDownload(b *testing.B) {
 		}
 	}()
 	go func() {
-		left := firstWindow
+		left := baseWindow
 		for range b.N {
 			for left < len(piece) {
 				left += <-credit

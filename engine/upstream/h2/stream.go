@@ -18,7 +18,7 @@ import (
 // a stream that the peer reset fail with syscall.ECONNRESET.
 type Stream struct {
 	s  *Session
-	id uint32
+	id uint32 // 0 until the request leaves
 
 	answer     chan struct{} // closed when response or err is set
 	answerOnce sync.Once
@@ -30,7 +30,8 @@ type Stream struct {
 
 	wr sync.Mutex // one Write or CloseWrite at a time; taken before Session.wmu
 
-	// The rest is guarded by s.mu.
+	// The rest is guarded by s.mu. Who has seen answer closed may read id.
+	request     request
 	response    Response
 	answered    bool
 	interim     int
@@ -39,6 +40,7 @@ type Stream struct {
 	sentEnd     bool  // we did
 	closed      bool  // Close was called
 	deaf        bool  // CloseRead was called: what arrives is dropped
+	starved     bool  // in s.starved
 	sendWindow  int64
 	recvLeft    int64 // what the peer may still send
 	window      int64 // what it may have in flight
@@ -53,17 +55,15 @@ type chunk struct {
 	b    [maxFrameBytes]byte
 }
 
-func newStream(s *Session, id uint32, sendWindow int64) *Stream {
+func newStream(s *Session) *Stream {
 	return &Stream{
-		s: s, id: id,
+		s:          s,
 		answer:     make(chan struct{}),
 		readable:   make(chan struct{}, 1),
 		writable:   make(chan struct{}, 1),
 		readLimit:  makeDeadline(),
 		writeLimit: makeDeadline(),
-		sendWindow: sendWindow,
-		recvLeft:   firstWindow,
-		window:     firstWindow,
+		window:     baseWindow,
 	}
 }
 
@@ -74,46 +74,34 @@ func signal(c chan struct{}) {
 	}
 }
 
-// received takes a DATA frame; s.mu is held.
-func (st *Stream) received(f *http2.DataFrame) error {
-	if !st.answered || st.ended {
-		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeStreamClosed}
+// deliver gives the stream a chunk that has arrived, or its bytes; took says
+// that the chunk itself is the stream's now.
+func (st *Stream) deliver(c *chunk) (took bool) {
+	s := st.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := c.w - c.r
+	switch last := st.last; {
+	case st.err != nil || st.closed:
+		return false
+	case st.deaf:
+		st.creditLocked(int64(n))
+		return false
+	case last != nil && len(last.b)-last.w >= n:
+		last.w += copy(last.b[last.w:], c.b[c.r:c.w])
+	case last == nil:
+		st.first, st.last, took = c, c, true
+	default:
+		last.next, st.last, took = c, c, true
 	}
-	if st.recvLeft -= int64(f.Length); st.recvLeft < 0 {
-		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeFlowControl}
-	}
-	data := f.Data()
-	st.creditLocked(int64(f.Length) - int64(len(data)))
-	if st.deaf {
-		st.creditLocked(int64(len(data)))
-		data = nil
-	}
-	for len(data) > 0 {
-		c := st.last
-		if c == nil || c.w == len(c.b) {
-			c = st.s.pool.Get().(*chunk)
-			c.next, c.r, c.w = nil, 0, 0
-			if st.last == nil {
-				st.first = c
-			} else {
-				st.last.next = c
-			}
-			st.last = c
-		}
-		n := copy(c.b[c.w:], data)
-		c.w += n
-		data = data[n:]
-	}
-	if f.StreamEnded() {
-		st.endLocked()
-	}
+	s.held += int64(n)
 	signal(st.readable)
-	return nil
+	return took
 }
 
-// creditLocked returns n bytes to the peer's window, in steps of half of it.
-// A reader that has emptied the buffer was slowed down by the window, so that
-// doubles.
+// creditLocked returns n bytes to the peer's window, in steps of half of it. A
+// reader that has emptied the buffer keeps up with the peer: its window grows
+// to what the path needs.
 func (st *Stream) creditLocked(n int64) {
 	st.consumed += n
 	if st.consumed < st.window/2 || st.ended || st.err != nil {
@@ -121,12 +109,27 @@ func (st *Stream) creditLocked(n int64) {
 	}
 	add := st.consumed
 	st.consumed = 0
-	if st.first == nil && st.window < maxWindow {
-		add += st.window
-		st.window *= 2
+	if st.first == nil {
+		add += st.widenLocked(st.s.path.target, extraBytes)
 	}
 	st.recvLeft += add
 	st.s.enqueueLocked(control{kind: http2.FrameWindowUpdate, id: st.id, n: uint32(add)})
+}
+
+// widenLocked raises the window to want, as long as all streams' together stay
+// within limit, and says by how much.
+func (st *Stream) widenLocked(want, limit int64) int64 {
+	add := max(0, min(want-st.window, limit-st.s.extra))
+	st.window += add
+	st.s.extra += add
+	return add
+}
+
+// consumedLocked notes that the user has taken n bytes.
+func (st *Stream) consumedLocked(n int64) {
+	st.s.held -= n
+	st.s.creditLocked()
+	st.creditLocked(n)
 }
 
 // endLocked notes the peer's END_STREAM.
@@ -137,10 +140,16 @@ func (st *Stream) endLocked() {
 }
 
 func (st *Stream) dropIfDoneLocked() {
-	if st.ended && st.sentEnd || st.err != nil {
-		delete(st.s.streams, st.id)
-		st.s.emptiedLocked()
+	s := st.s
+	if !(st.ended && st.sentEnd || st.err != nil) || s.streams[st.id] != st {
+		return
 	}
+	delete(s.streams, st.id)
+	s.extra -= st.window - baseWindow
+	if st.answered {
+		s.answered--
+	}
+	s.emptiedLocked()
 }
 
 // failLocked makes everything on the stream fail with err; the first counts.
@@ -232,7 +241,7 @@ func (st *Stream) Read(p []byte) (int, error) {
 			st.dropFirstLocked()
 		}
 	}
-	st.creditLocked(int64(n))
+	st.consumedLocked(int64(n))
 	return n, nil
 }
 
@@ -277,121 +286,13 @@ func (st *Stream) WriteTo(w io.Writer) (int64, error) {
 		n, err := w.Write(c.b[c.r:c.w])
 		total += int64(n)
 		st.s.mu.Lock()
-		st.creditLocked(int64(c.w - c.r))
+		st.consumedLocked(int64(c.w - c.r))
 		st.s.mu.Unlock()
 		st.s.pool.Put(c)
 		if err != nil {
 			return total, err
 		}
 	}
-}
-
-// Write implements net.Conn. It waits for the peer's windows.
-func (st *Stream) Write(p []byte) (int, error) {
-	st.wr.Lock()
-	defer st.wr.Unlock()
-	done := 0
-	for done < len(p) {
-		n, err := st.claim(len(p) - done)
-		if err != nil {
-			return done, err
-		}
-		if err := st.send(p[done:done+n], false); err != nil {
-			return done, err
-		}
-		done += n
-	}
-	return done, nil
-}
-
-// claim waits until up to want bytes may be sent and takes them from the
-// windows.
-func (st *Stream) claim(want int) (int, error) {
-	s := st.s
-	for {
-		if st.writeLimit.passed() {
-			return 0, os.ErrDeadlineExceeded
-		}
-		s.mu.Lock()
-		err := st.writeErrLocked()
-		n := int(min(int64(want), st.sendWindow, s.sendWindow, writeBufBytes))
-		if err == nil && n > 0 {
-			st.sendWindow -= int64(n)
-			s.sendWindow -= int64(n)
-		}
-		s.mu.Unlock()
-		if err != nil {
-			return 0, err
-		}
-		if n > 0 {
-			return n, nil
-		}
-		select {
-		case <-st.writable:
-		case <-st.writeLimit.wait():
-		}
-	}
-}
-
-func (st *Stream) writeErrLocked() error {
-	switch {
-	case st.closed:
-		return net.ErrClosed
-	case st.err != nil:
-		return st.err
-	case st.sentEnd:
-		return &net.OpError{Op: "write", Net: "h2", Err: syscall.EPIPE}
-	}
-	return nil
-}
-
-// send writes DATA frames; an empty p is for END_STREAM only.
-func (st *Stream) send(p []byte, end bool) error {
-	s := st.s
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	s.mu.Lock()
-	frameBytes, err := s.peerFrame, s.err
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	for first := true; first || len(p) > 0; first = false {
-		part := p[:min(len(p), frameBytes)]
-		p = p[len(part):]
-		if err = s.framer.WriteData(st.id, end && len(p) == 0, part); err != nil {
-			break
-		}
-	}
-	if err == nil {
-		err = s.bw.Flush()
-	}
-	if err != nil {
-		s.end(fmt.Errorf("write: %w", err))
-		return err
-	}
-	return nil
-}
-
-// CloseWrite sends END_STREAM; reading goes on.
-func (st *Stream) CloseWrite() error {
-	st.wr.Lock()
-	defer st.wr.Unlock()
-	s := st.s
-	s.mu.Lock()
-	err := st.writeErrLocked()
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err := st.send(nil, true); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	st.sentEnd = true
-	st.dropIfDoneLocked()
-	s.mu.Unlock()
-	return nil
 }
 
 // CloseRead drops what has arrived and what will. Reads return io.EOF.
@@ -410,7 +311,7 @@ func (st *Stream) discardLocked() {
 		n += int64(st.first.w - st.first.r)
 		st.dropFirstLocked()
 	}
-	st.creditLocked(n)
+	st.consumedLocked(n)
 }
 
 // SetLinger(0) makes Close reset the stream, as for a *net.TCPConn.
@@ -434,7 +335,7 @@ func (st *Stream) Close() error {
 	s.mu.Unlock()
 	signal(st.readable)
 	signal(st.writable)
-	if graceful && st.send(nil, true) == nil {
+	if graceful && s.writeData(st.id, nil, true) == nil {
 		s.mu.Lock()
 		st.sentEnd = true
 		st.dropIfDoneLocked()

@@ -16,92 +16,11 @@ import (
 // errReset is what a reset stream's user can branch on, as for TCP.
 const errReset = syscall.ECONNRESET
 
-// enqueue has the writer send a control frame; it never blocks.
-func (s *Session) enqueue(c control) {
-	s.mu.Lock()
-	s.enqueueLocked(c)
-	s.mu.Unlock()
-}
-
-func (s *Session) enqueueLocked(c control) {
-	s.queue = append(s.queue, c)
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
-// writeLoop sends what is queued: the preface, then control frames.
-func (s *Session) writeLoop() {
-	defer s.wg.Done()
-	for {
-		select {
-		case <-s.done:
-			return
-		case <-s.wake:
-		}
-		if err := s.flushQueue(); err != nil {
-			s.end(fmt.Errorf("write: %w", err))
-			return
-		}
-	}
-}
-
-// preface is RFC 9113 section 3.4. It goes to the buffer, which has room, so
-// that New does not block and no request overtakes it.
-func (s *Session) preface() {
-	_, _ = s.bw.WriteString(http2.ClientPreface)
-	_ = s.framer.WriteSettings(
-		http2.Setting{ID: http2.SettingEnablePush, Val: 0},
-		http2.Setting{ID: http2.SettingInitialWindowSize, Val: firstWindow},
-		http2.Setting{ID: http2.SettingMaxFrameSize, Val: maxFrameBytes},
-		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeaderBytes},
-	)
-	_ = s.framer.WriteWindowUpdate(0, connWindow-protocolWindow)
-	s.wake <- struct{}{}
-}
-
-func (s *Session) flushQueue() error {
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	s.mu.Lock()
-	queue := s.queue
-	s.queue = nil
-	s.mu.Unlock()
-	for _, c := range queue {
-		if err := s.writeControl(c); err != nil {
-			return err
-		}
-	}
-	return s.bw.Flush()
-}
-
-func (s *Session) writeControl(c control) error {
-	switch c.kind {
-	case http2.FrameWindowUpdate:
-		return s.framer.WriteWindowUpdate(c.id, c.n)
-	case http2.FrameRSTStream:
-		return s.framer.WriteRSTStream(c.id, http2.ErrCode(c.n))
-	case http2.FramePing:
-		return s.framer.WritePing(c.ack, c.data)
-	case http2.FrameSettings:
-		return s.framer.WriteSettingsAck()
-	case http2.FrameGoAway:
-		return s.framer.WriteGoAway(0, http2.ErrCode(c.n), nil)
-	}
-	return fmt.Errorf("no such control frame: %v", c.kind)
-}
-
 // readLoop takes frames until the connection ends.
 func (s *Session) readLoop() {
 	defer s.wg.Done()
 	for {
-		f, err := s.framer.ReadFrame()
-		s.lastRead.Store(int64(time.Since(s.born)))
-		s.pingSent.Store(0)
-		if err == nil {
-			err = s.handle(f)
-		}
+		err := s.readFrame()
 		var se http2.StreamError
 		if errors.As(err, &se) {
 			if st := s.stream(se.StreamID); st != nil {
@@ -119,26 +38,42 @@ func (s *Session) readLoop() {
 	}
 }
 
+// readFrame takes one frame. A StreamError resets its stream; any other error
+// ends the session.
+func (s *Session) readFrame() error {
+	h, err := s.framer.ReadFrameHeader()
+	if err != nil {
+		return err
+	}
+	s.lastRead.Store(int64(time.Since(s.born)))
+	if h.Type == http2.FrameData {
+		return s.data(h)
+	}
+	f, err := s.framer.ReadFrameForHeader(h)
+	if err != nil {
+		return err
+	}
+	return s.handle(f)
+}
+
 func (s *Session) stream(id uint32) *Stream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.streams[id]
 }
 
-// handle acts on one frame. A StreamError resets its stream; any other error
-// ends the session.
+// handle acts on a frame that is not DATA.
 func (s *Session) handle(f http2.Frame) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.queue) > maxQueued {
+	if s.owed > maxOwed {
 		return errors.New("the proxy floods the session with control frames")
 	}
 	if _, first := f.(*http2.SettingsFrame); !first && !s.isReady {
 		return errors.New("the proxy's first frame is not SETTINGS")
 	}
+	s.path.suspect = false
 	switch f := f.(type) {
-	case *http2.DataFrame:
-		return s.data(f)
 	case *http2.MetaHeadersFrame:
 		return s.headers(f)
 	case *http2.WindowUpdateFrame:
@@ -150,7 +85,10 @@ func (s *Session) handle(f http2.Frame) error {
 	case *http2.SettingsFrame:
 		return s.settings(f)
 	case *http2.PingFrame:
-		if !f.IsAck() {
+		if f.IsAck() {
+			s.pongLocked(f.Data)
+		} else {
+			s.owed++
 			s.enqueueLocked(control{kind: http2.FramePing, ack: true, data: f.Data})
 		}
 	case *http2.GoAwayFrame:
@@ -161,21 +99,99 @@ func (s *Session) handle(f http2.Frame) error {
 	return nil
 }
 
-func (s *Session) data(f *http2.DataFrame) error {
-	// Padding counts (RFC 9113 section 6.9.1).
-	s.received += int64(f.Length)
-	if s.received >= connWindow/2 || s.received >= 4*firstWindow {
+// data reads a DATA frame's payload into chunks of its stream, or past it.
+func (s *Session) data(h http2.FrameHeader) error {
+	left, pad := int(h.Length), 0
+	if h.Flags.Has(http2.FlagDataPadded) {
+		if left == 0 {
+			return http2.ConnectionError(http2.ErrCodeFrameSize)
+		}
+		b, err := s.br.ReadByte()
+		if err != nil {
+			return err
+		}
+		if left, pad = left-1, int(b); pad > left {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		left -= pad
+	}
+	st, fault := s.admitData(h, left)
+	for left > 0 && st != nil {
+		c := s.cur
+		if c == nil {
+			c = s.pool.Get().(*chunk)
+			c.next, c.r, c.w = nil, 0, 0
+			s.cur = c
+		}
+		n, err := io.ReadFull(s.br, c.b[:min(left, len(c.b))])
+		if err != nil {
+			return err
+		}
+		c.w = n
+		left -= n
+		if !st.deliver(c) {
+			continue
+		}
+		s.cur = nil
+	}
+	if _, err := s.br.Discard(left + pad); err != nil {
+		return err
+	}
+	if st != nil && h.Flags.Has(http2.FlagDataEndStream) {
+		s.mu.Lock()
+		st.endLocked()
+		s.mu.Unlock()
+	}
+	return fault
+}
+
+// admitData accounts for a DATA frame (padding counts, RFC 9113 section
+// 6.9.1) and finds the stream that takes its payload bytes, nil if none does.
+// A StreamError is for after the payload has been read.
+func (s *Session) admitData(h http2.FrameHeader, payload int) (*Stream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.isReady {
+		return nil, errors.New("the proxy's first frame is not SETTINGS")
+	}
+	if h.StreamID == 0 || h.StreamID >= s.nextID {
+		return nil, http2.ConnectionError(http2.ErrCodeProtocol)
+	}
+	s.received += int64(h.Length)
+	if s.received > connWindow {
+		return nil, http2.ConnectionError(http2.ErrCodeFlowControl)
+	}
+	s.moved.Add(int64(h.Length))
+	s.lastData.Store(s.lastRead.Load())
+	if s.empty++; payload > 0 || h.Flags.Has(http2.FlagDataEndStream) {
+		s.empty = 0
+	} else if s.empty > maxEmpty {
+		return nil, http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	s.path.suspect = false
+	s.sampleLocked(int64(h.Length))
+	s.creditLocked()
+	st := s.streams[h.StreamID]
+	if st == nil {
+		return nil, nil // one that we have reset
+	}
+	if !st.answered || st.ended {
+		return nil, http2.StreamError{StreamID: st.id, Code: http2.ErrCodeStreamClosed}
+	}
+	if st.recvLeft -= int64(h.Length); st.recvLeft < 0 {
+		return nil, http2.StreamError{StreamID: st.id, Code: http2.ErrCodeFlowControl}
+	}
+	st.creditLocked(int64(h.Length) - int64(payload))
+	return st, nil
+}
+
+// creditLocked returns what arrived to the connection's window, unless streams
+// hold so much unread that memory goes first.
+func (s *Session) creditLocked() {
+	if s.received >= connWindow/4 && s.held <= maxHeldBytes {
 		s.enqueueLocked(control{kind: http2.FrameWindowUpdate, n: uint32(s.received)})
 		s.received = 0
 	}
-	st := s.streams[f.StreamID]
-	if st == nil {
-		if f.StreamID >= s.nextID {
-			return http2.ConnectionError(http2.ErrCodeProtocol)
-		}
-		return nil // of a stream that we have reset
-	}
-	return st.received(f)
 }
 
 func (s *Session) headers(f *http2.MetaHeadersFrame) error {
@@ -208,6 +224,8 @@ func (s *Session) headers(f *http2.MetaHeadersFrame) error {
 		return nil
 	}
 	st.answered = true
+	s.answered++
+	s.proven = max(s.proven, s.answered)
 	st.response = Response{Status: status, Fields: append([]hpack.HeaderField(nil), f.RegularFields()...)}
 	if f.StreamEnded() {
 		st.endLocked()
@@ -221,9 +239,12 @@ func (s *Session) windowUpdate(f *http2.WindowUpdateFrame) error {
 		if s.sendWindow += int64(f.Increment); s.sendWindow > math.MaxInt32 {
 			return http2.ConnectionError(http2.ErrCodeFlowControl)
 		}
-		for _, st := range s.streams {
+		for _, st := range s.starved {
+			st.starved = false
 			signal(st.writable)
 		}
+		clear(s.starved)
+		s.starved = s.starved[:0]
 		return nil
 	}
 	if st := s.streams[f.StreamID]; st != nil {
@@ -250,7 +271,7 @@ func (s *Session) settings(f *http2.SettingsFrame) error {
 		case http2.SettingMaxConcurrentStreams:
 			s.maxStreams = int(min(v.Val, unlimitedPeers))
 		case http2.SettingMaxFrameSize:
-			s.peerFrame = int(min(v.Val, writeBufBytes))
+			s.peerFrame = int(min(v.Val, writeBytes))
 		case http2.SettingInitialWindowSize:
 			delta := int64(v.Val) - s.peerFirst
 			s.peerFirst = int64(v.Val)
@@ -266,9 +287,11 @@ func (s *Session) settings(f *http2.SettingsFrame) error {
 	if err != nil {
 		return err
 	}
+	s.owed++
 	s.enqueueLocked(control{kind: http2.FrameSettings})
 	if !s.isReady {
 		s.isReady = true
+		signal(s.rouse)
 		close(s.ready)
 	}
 	return nil
@@ -280,16 +303,9 @@ func (s *Session) goAway(f *http2.GoAwayFrame) {
 	s.draining = true
 	for id, st := range s.streams {
 		if id > f.LastStreamID {
-			delete(s.streams, id)
-			st.failLocked(fmt.Errorf("%w: the proxy is closing the session (GOAWAY, %v)", ErrUnprocessed, f.ErrCode))
+			st.failLocked(fmt.Errorf("%w: %w: %v", ErrUnprocessed, errGoAway, f.ErrCode))
+			st.dropIfDoneLocked()
 		}
 	}
 	s.emptiedLocked()
-}
-
-// emptiedLocked notes when the last stream has gone.
-func (s *Session) emptiedLocked() {
-	if len(s.streams) == 0 {
-		s.idleSince = time.Now()
-	}
 }

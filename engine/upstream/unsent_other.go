@@ -1,0 +1,8 @@
+//go:build !linux
+
+package upstream
+
+import "net"
+
+// limitUnsent does nothing: other systems keep less in a socket by themselves.
+func limitUnsent(*net.TCPConn, int) {}
