@@ -24,7 +24,6 @@ func (s *server) serveHTTP(ctx context.Context, app *client) {
 		return
 	}
 	if string(start) != method {
-		app.limit.N = 1<<63 - 1 // net/http's server has its own
 		s.web.serve(app)
 		return
 	}

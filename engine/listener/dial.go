@@ -20,7 +20,7 @@ func (s *server) dial(ctx, wait context.Context, address string) (net.Conn, erro
 	}
 	var src netip.AddrPort
 	if app, ok := wait.Value(appKey{}).(*webConn); ok {
-		src = app.addr() // of the request that came first; later ones share the connection
+		src = flow.AddrPortOf(app.RemoteAddr()) // of the request that came first; later ones share the connection
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err // stopping: open no more flows

@@ -334,49 +334,6 @@ func TestBrokenResponses(t *testing.T) {
 	}
 }
 
-func TestPipe(t *testing.T) {
-	a, b := newPipe()
-	go func() {
-		io.WriteString(a, "hello")
-		a.CloseWrite()
-	}()
-	if got, err := io.ReadAll(b); err != nil || string(got) != "hello" {
-		t.Errorf("%q %v", got, err)
-	}
-	go func() { io.WriteString(b, "back"); b.Close() }()
-	if got, err := io.ReadAll(a); err != nil || string(got) != "back" {
-		t.Errorf("%q %v: half-closed means closed", got, err)
-	}
-	if _, err := a.Write([]byte("x")); err == nil {
-		t.Error("written to a closed connection")
-	}
-	a, b = newPipe()
-	b.SetLinger(0)
-	b.Close()
-	if _, err := a.Read(make([]byte, 1)); err == nil || err == io.EOF {
-		t.Error("a reset looks like the end:", err)
-	}
-	a, b = newPipe()
-	defer b.Close()
-	past := time.Now().Add(-time.Second)
-	a.SetDeadline(past)
-	if _, err := a.Read(make([]byte, 1)); !isTimeout(err) {
-		t.Error(err)
-	}
-	if _, err := a.Write([]byte("x")); !isTimeout(err) {
-		t.Error(err)
-	}
-	a.CloseRead()
-	if _, err := b.Write([]byte("x")); err == nil {
-		t.Error("nobody reads, yet it is written")
-	}
-}
-
-func isTimeout(err error) bool {
-	e, ok := err.(net.Error)
-	return ok && e.Timeout()
-}
-
 // TestHeadIsThereAtOnce: the handler of a plain request gets its head as the first bytes
 // after Accept, so that it can be early data.
 func TestHeadIsThereAtOnce(t *testing.T) {

@@ -1,12 +1,11 @@
 package listener
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,7 +67,7 @@ func newWeb(ctx context.Context, s *server) *web {
 
 // serve gives app to the HTTP server and returns when that has closed it.
 func (w *web) serve(app *client) {
-	c := &webConn{client: app, closed: make(chan struct{})}
+	c := &webConn{prefixed: prefixed{app.TCPConn, app.rest()}, closed: make(chan struct{})}
 	select {
 	case w.conns <- c:
 		app.said()
@@ -114,14 +113,14 @@ func (w *web) Addr() net.Addr { return &net.TCPAddr{} }
 
 // webConn is an app's connection in the hands of the HTTP server.
 type webConn struct {
-	*client
+	prefixed
 	once   sync.Once
 	closed chan struct{}
 }
 
 // Close tells serve.
 func (c *webConn) Close() error {
-	err := c.client.TCPConn.Close()
+	err := c.TCPConn.Close()
 	c.once.Do(func() { close(c.closed) })
 	return err
 }
@@ -154,16 +153,7 @@ func (w *web) connect(ctx context.Context, rw http.ResponseWriter, r *http.Reque
 		return
 	}
 	defer conn.Close()
-	app := conn.(*webConn).client
-	early := bytes.Join([][]byte{unread(buffered.Reader), unread(app.buf)}, nil)
-	tunnel := &client{TCPConn: app.TCPConn, said: func() {}}
-	tunnel.buf = bufio.NewReaderSize(bytes.NewReader(early), max(len(early), 16))
-	tunnel.buf.Peek(len(early)) // so that it is what Buffered tells of
-	w.owner.serveConnect(ctx, tunnel, r)
-}
-
-// unread is what is in the buffer of r.
-func unread(r *bufio.Reader) []byte {
-	b, _ := r.Peek(r.Buffered())
-	return b
+	app := conn.(*webConn)
+	early := append(slices.Clone(unread(buffered.Reader)), app.prefix...)
+	w.owner.serveConnect(ctx, &client{TCPConn: app.TCPConn, early: early, said: func() {}}, r)
 }

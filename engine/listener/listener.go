@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -159,10 +160,12 @@ type server struct {
 	opts    Options
 	web     *web
 	running sync.WaitGroup // everything that Run waits for
+	readers sync.Pool      // *bufio.Reader for handshakes
 }
 
 func newServer(o Options, ctx context.Context) *server {
 	s := &server{opts: o}
+	s.readers.New = func() any { return bufio.NewReaderSize(nil, 4096) }
 	s.web = newWeb(ctx, s)
 	return s
 }
@@ -179,8 +182,10 @@ func (s *server) serve(ctx context.Context, conn *net.TCPConn, said func()) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	conn.SetReadDeadline(time.Now().Add(handshakeTimeout))
-	limit := &io.LimitedReader{R: conn, N: maxHeaderBytes}
-	app := &client{TCPConn: conn, limit: limit, buf: bufio.NewReaderSize(limit, 4096), said: said}
+	app := &client{TCPConn: conn, buf: s.readers.Get().(*bufio.Reader), readers: &s.readers, said: said}
+	app.limit = io.LimitedReader{R: conn, N: maxHeaderBytes}
+	app.buf.Reset(&app.limit)
+	defer app.rest()
 	first, err := app.buf.Peek(1)
 	if err != nil {
 		conn.Close()
@@ -203,30 +208,45 @@ func (s *server) serve(ctx context.Context, conn *net.TCPConn, said func()) {
 // client is an app's connection while we read its handshake.
 type client struct {
 	*net.TCPConn
-	limit *io.LimitedReader // of what may be read by buf
-	buf   *bufio.Reader
-	said  func() // frees the slot that an unfinished handshake takes
+	limit   io.LimitedReader // of what may be read by buf
+	buf     *bufio.Reader    // nil after rest
+	readers *sync.Pool       // where buf goes then
+	early   []byte           // what was read beyond the handshake, once buf is nil
+	said    func()           // frees the slot that an unfinished handshake takes
 }
 
-// Read takes what is buffered first.
+// Read takes what is buffered first. It is not used after rest.
 func (c *client) Read(p []byte) (int, error) { return c.buf.Read(p) }
-
-// WriteTo hides that of *net.TCPConn, which knows nothing of the buffer.
-func (c *client) WriteTo(w io.Writer) (int64, error) { return c.buf.WriteTo(w) }
 
 // addr is the app's end.
 func (c *client) addr() netip.AddrPort { return flow.AddrPortOf(c.RemoteAddr()) }
+
+// rest ends the handshake: it returns the bytes that were read beyond it, and
+// gives the buffer back, which is not for idle flows to hold.
+func (c *client) rest() []byte {
+	if c.buf != nil {
+		c.early = slices.Clone(unread(c.buf))
+		c.buf.Reset(nil)
+		c.readers.Put(c.buf)
+		c.buf = nil
+	}
+	return c.early
+}
+
+// unread is what is in the buffer of r.
+func unread(r *bufio.Reader) []byte {
+	b, _ := r.Peek(r.Buffered())
+	return b
+}
 
 // stream is the connection after the handshake: the socket itself, unless bytes
 // that follow the handshake have been read already.
 func (c *client) stream() flow.StreamConn {
 	c.SetDeadline(time.Time{})
-	n := c.buf.Buffered()
-	if n == 0 {
-		return c.TCPConn
+	if early := c.rest(); len(early) > 0 {
+		return &prefixed{TCPConn: c.TCPConn, prefix: early}
 	}
-	early, _ := c.buf.Peek(n)
-	return &prefixed{TCPConn: c.TCPConn, prefix: append([]byte(nil), early...)}
+	return c.TCPConn
 }
 
 // refuse sends answer and closes the connection in a way that the app gets it.
