@@ -3,7 +3,7 @@ package route
 import (
 	"errors"
 	"io"
-	"os"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -30,10 +30,11 @@ func (h *Handler) firstBytes(app flow.StreamConn) ([]byte, error) {
 	_ = app.SetReadDeadline(time.Now().Add(firstWait))
 	n, err := app.Read(b[:firstBytesMax])
 	_ = app.SetReadDeadline(time.Time{})
+	var timeout net.Error // gVisor has its own
 	switch {
 	case n > 0:
 		return slices.Clone(b[:n]), nil
-	case err == nil, errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF): // the relay sees the end again
+	case err == nil, errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, io.EOF): // the relay sees the end again
 		return nil, nil
 	}
 	return nil, err

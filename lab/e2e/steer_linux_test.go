@@ -258,9 +258,9 @@ func refusals(t *testing.T, l *lab.Lab, addresses ...string) {
 		begin := time.Now()
 		c, err := l.NS(lab.Client).DialContext(t.Context(), "tcp", net.JoinHostPort(addrs[0].String(), port))
 		if err == nil {
-			c.Close()
-			t.Errorf("%s: accepted, although a rule blocks it", address)
-		} else if !isRefusal(err) || time.Since(begin) > 5*time.Second {
+			err = resetOf(c)
+		}
+		if err == nil || !isRefusal(err) || time.Since(begin) > 5*time.Second {
 			t.Errorf("%s: %v after %v", address, err, time.Since(begin))
 		}
 	}
