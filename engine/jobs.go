@@ -130,6 +130,9 @@ func (e *Engine) restore(starting *job, pipe *pipeline) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	if pipe != nil {
+		pipe.leave(ctx, e)
+	}
 	err := e.opt.Host.Apply(ctx, platform.NetConfig{})
 	if pipe != nil {
 		pipe.close()

@@ -20,6 +20,8 @@ func (e *Engine) handle(m message) {
 	case m.suspect != nil:
 		e.suspected(m)
 		return
+	case m.carrier: // to be published
+		return
 	}
 	switch {
 	case m.from == nil: // a pipeline died
@@ -84,10 +86,12 @@ func (e *Engine) apply(in input) {
 	}
 	if do.hold {
 		e.held.Store(true)
+		e.ups.poke()
 		e.reconnect()
 	}
 	if do.let {
 		e.held.Store(false)
+		e.ups.poke()
 	}
 	if do.forget {
 		e.intent.On = false

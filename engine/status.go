@@ -27,7 +27,7 @@ func (e *Engine) publish() {
 	s := &snapshot{state: e.m.state, since: time.Now().UTC(), cause: e.cause}
 	if p := e.pipe; p != nil {
 		if p.dev != nil {
-			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), MTU: p.mtu, IPv6: p.ipv6}
+			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), Carrier: p.carrier(), MTU: p.mtu, IPv6: p.ipv6}
 		}
 		if p.local != nil {
 			s.proxy = p.local.Addr().String()

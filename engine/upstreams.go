@@ -33,6 +33,9 @@ type upstreams struct {
 	list   []*upstream.Upstream // configured, in order; direct alone if there are none
 	byName map[string]*upstream.Upstream
 	cur    atomic.Pointer[upstream.Upstream]
+	// changed has a value after another upstream was chosen, or one of them has
+	// come to another verdict on early data.
+	changed chan struct{}
 
 	mu      sync.Mutex
 	choice  string               // guarded by mu: auto, a name, or the ad-hoc one's URL
@@ -46,7 +49,10 @@ func newUpstreams(cfg *config.Config, control func(string, string, syscall.RawCo
 		opt:    upstream.Options{Control: control, Resolve: resolve, Log: log},
 		byName: map[string]*upstream.Upstream{},
 		choice: autoName,
+
+		changed: make(chan struct{}, 1),
 	}
+	us.opt.EarlyChanged = func(*upstream.Upstream) { us.poke() }
 	spec, err := upstream.ParseURL("direct", "direct://")
 	if err != nil {
 		return nil, err
@@ -72,6 +78,14 @@ func newUpstreams(cfg *config.Config, control func(string, string, syscall.RawCo
 	}
 	us.cur.Store(us.list[0])
 	return us, nil
+}
+
+// poke puts a value into changed.
+func (us *upstreams) poke() {
+	select {
+	case us.changed <- struct{}{}:
+	default:
+	}
 }
 
 // current is the upstream in use; never nil.
@@ -117,6 +131,7 @@ func (us *upstreams) use(u *upstream.Upstream, choice string) {
 	}
 	us.choice = choice
 	us.cur.Store(u)
+	us.poke()
 	if us.extra != nil && us.extra != u {
 		us.retired = append(us.retired, us.extra)
 		us.extra = nil

@@ -131,9 +131,17 @@ type Protect struct {
 type TUN struct {
 	Name string `json:"name"` // "" if there is no TUN
 	Path string `json:"path"` // kernel, userspace; "" if there is no TUN
-	MTU  int    `json:"mtu,omitempty"`
-	IPv6 bool   `json:"ipv6"`
+	// Carrier is how new TCP connections come on the kernel path.
+	Carrier string `json:"carrier,omitempty"` // nat, redirect
+	MTU     int    `json:"mtu,omitempty"`
+	IPv6    bool   `json:"ipv6"`
 }
+
+// Values of TUN.Carrier.
+const (
+	CarrierNAT      = "nat"      // translated in the TUN
+	CarrierRedirect = "redirect" // past the TUN, where the upstream carries early data
+)
 
 type DNS struct {
 	Mode string `json:"mode"` // fake-ip, real; "" if DNS is not taken over
