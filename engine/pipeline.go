@@ -79,9 +79,11 @@ func (e *Engine) openPipeline(ctx context.Context) (_ *pipeline, err error) {
 	}()
 	cfg := e.opt.Config
 	if cfg.Listen.Proxy != "" {
-		if p.local, err = listener.Listen(listener.Options{
-			Address: cfg.Listen.Proxy, Handler: e.flows, Log: e.log,
-		}); err != nil {
+		o := listener.Options{Address: cfg.Listen.Proxy, Handler: e.flows, Log: e.log}
+		if process := processOf(e.opt.Host); process != nil && e.rules.NeedsProcess() {
+			o.App = func(src, dst netip.AddrPort) string { return process("tcp", src, dst) }
+		}
+		if p.local, err = listener.Listen(o); err != nil {
 			return nil, fmt.Errorf("local proxy on %s: %w", cfg.Listen.Proxy, err)
 		}
 		p.goRun(e, run, "local proxy", p.local.Run)

@@ -2,11 +2,16 @@ package listener
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"sync"
 	"testing"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // TestForget: no request after Forget goes by a connection from before, whether
@@ -59,4 +64,34 @@ func TestForget(t *testing.T) {
 	finish <- true
 	<-done
 	get("/", 3)
+}
+
+// TestAppsShareNothing: requests of one app share a flow, those of two do not.
+func TestAppsShareNothing(t *testing.T) {
+	d := &direct{}
+	var names sync.Map // netip.AddrPort → string
+	proxy := startWith(t, Options{Handler: d, App: func(src, dst netip.AddrPort) string {
+		name, _ := names.Load(src)
+		return fmt.Sprint(name, " on ", dst.Port())
+	}})
+	port := origin(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+	for i, name := range []string{"a", "b", "a", "b", "a"} {
+		a := dialT(t, proxy)
+		names.Store(flow.AddrPortOf(a.LocalAddr()), name)
+		a.say("GET http://127.0.0.1:%s/ HTTP/1.1\r\nHost: x\r\n\r\n", port)
+		if _, body, err := a.response(); err != nil || body != "ok" {
+			t.Fatal(body, err)
+		}
+		if d.count() != min(i+1, 2) {
+			t.Errorf("%d flows after %d requests", d.count(), i+1)
+		}
+	}
+	for i := range 3 * maxApps { // a scan of apps does not fill memory
+		a := dialT(t, proxy)
+		names.Store(flow.AddrPortOf(a.LocalAddr()), fmt.Sprint(i))
+		a.say("GET http://127.0.0.1:%s/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", port)
+		if _, body, err := a.response(); err != nil || body != "ok" {
+			t.Fatal(body, err)
+		}
+	}
 }

@@ -31,7 +31,7 @@ func (w *web) forward(rw http.ResponseWriter, r *http.Request) {
 		// A target may answer before it has all of the body.
 		http.NewResponseController(rw).EnableFullDuplex() // HTTP/1 always can
 	}
-	resp, err := w.transport.Load().RoundTrip(out)
+	resp, err := w.transport(r.Context().Value(appKey{}).(*webConn).app).RoundTrip(out)
 	interim.end()
 	if err != nil {
 		fail(rw, r, err)

@@ -338,7 +338,7 @@ func TestBrokenResponses(t *testing.T) {
 // after Accept, so that it can be early data.
 func TestHeadIsThereAtOnce(t *testing.T) {
 	h := &headReader{heads: make(chan string, 1)}
-	proxy := startHandler(t, h)
+	proxy := start(t, h)
 	a := dialT(t, proxy)
 	a.say("GET http://origin.test/x HTTP/1.1\r\nHost: origin.test\r\n\r\n")
 	if resp, body, err := a.response(); err != nil || body != "ok" {

@@ -7,8 +7,9 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // How long connections without a request are kept: those of apps, and ours to
@@ -21,36 +22,31 @@ const (
 	responseTimeout = 5 * time.Minute // to the first byte; slow apps' requests are no slower than that
 	continueTimeout = time.Second     // for 100 Continue, then the body is sent without (RFC 9110 section 10.1.1)
 	maxAnswerHead   = 256 << 10
+	maxApps         = 64 // with connections of their own; when there are more all are forgotten
 )
 
 // web serves plain HTTP (RFC 9110 section 7): net/http's server reads requests
-// strictly, forward.go passes them on, and one http.Transport keeps connections
-// to targets alive, each of them one flow.
+// strictly, forward.go passes them on, and an http.Transport for each app that
+// is told from others keeps connections to targets alive, each of them one flow.
 type web struct {
-	server    *http.Server
-	transport atomic.Pointer[http.Transport] // replaced by forget
-	chunks    sync.Pool                      // *[chunkBytes]byte
-	conns     chan net.Conn
-	done      chan struct{} // closed by close
-	owner     *server
+	server *http.Server
+	chunks sync.Pool // *[chunkBytes]byte
+	conns  chan net.Conn
+	done   chan struct{} // closed by close
+	owner  *server
+
+	mu   sync.RWMutex
+	apps map[string]*http.Transport // guarded by mu; emptied by forget
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // appKey is the context key of the app's *webConn.
 type appKey struct{}
 
 func newWeb(ctx context.Context, s *server) *web {
-	w := &web{conns: make(chan net.Conn), done: make(chan struct{}), owner: s}
+	w := &web{conns: make(chan net.Conn), done: make(chan struct{}), owner: s, apps: make(map[string]*http.Transport)}
 	w.chunks.New = func() any { return new([chunkBytes]byte) }
-	w.transport.Store(&http.Transport{
-		DialContext:            func(dial context.Context, _, address string) (net.Conn, error) { return s.dial(ctx, dial, address) },
-		MaxIdleConns:           maxIdleInAll,
-		MaxIdleConnsPerHost:    maxIdlePerHost,
-		IdleConnTimeout:        targetIdle,
-		ResponseHeaderTimeout:  responseTimeout,
-		ExpectContinueTimeout:  continueTimeout,
-		MaxResponseHeaderBytes: maxAnswerHead,
-		DisableCompression:     true, // bytes pass as they are
-	})
+	w.dial = func(dial context.Context, _, address string) (net.Conn, error) { return s.dial(ctx, dial, address) }
 	w.server = &http.Server{
 		Handler:           http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.handle(ctx, rw, r) }),
 		ReadHeaderTimeout: handshakeTimeout,
@@ -68,6 +64,9 @@ func newWeb(ctx context.Context, s *server) *web {
 // serve gives app to the HTTP server and returns when that has closed it.
 func (w *web) serve(app *client) {
 	c := &webConn{prefixed: prefixed{app.TCPConn, app.rest()}, closed: make(chan struct{})}
+	if w.owner.opts.App != nil {
+		c.app = w.owner.opts.App(app.addr(), flow.AddrPortOf(app.LocalAddr()))
+	}
 	select {
 	case w.conns <- c:
 		app.said()
@@ -82,12 +81,50 @@ func (w *web) close() {
 	w.forget()
 }
 
+// transport is what carries the requests of app.
+func (w *web) transport(app string) *http.Transport {
+	w.mu.RLock()
+	t := w.apps[app]
+	w.mu.RUnlock()
+	if t != nil {
+		return t
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t = w.apps[app]; t != nil {
+		return t
+	}
+	if len(w.apps) >= maxApps {
+		w.drop()
+	}
+	t = &http.Transport{
+		DialContext:            w.dial,
+		MaxIdleConns:           maxIdleInAll,
+		MaxIdleConnsPerHost:    maxIdlePerHost,
+		IdleConnTimeout:        targetIdle,
+		ResponseHeaderTimeout:  responseTimeout,
+		ExpectContinueTimeout:  continueTimeout,
+		MaxResponseHeaderBytes: maxAnswerHead,
+		DisableCompression:     true, // bytes pass as they are
+	}
+	w.apps[app] = t
+	return t
+}
+
 // forget lets no request that comes from now on have a connection that is open
 // already. One in use closes when its response has ended.
 func (w *web) forget() {
-	old := w.transport.Load()
-	w.transport.Store(old.Clone())
-	old.CloseIdleConnections()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.drop()
+}
+
+// drop is forget; the caller holds mu.
+func (w *web) drop() {
+	for _, t := range w.apps {
+		t.CloseIdleConnections() // and so it keeps no other
+	}
+	clear(w.apps)
 }
 
 // Accept, Close and Addr make w the net.Listener of its server.
@@ -114,6 +151,7 @@ func (w *web) Addr() net.Addr { return &net.TCPAddr{} }
 // webConn is an app's connection in the hands of the HTTP server.
 type webConn struct {
 	prefixed
+	app    string // as Options.App names it
 	once   sync.Once
 	closed chan struct{}
 }

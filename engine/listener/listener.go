@@ -53,7 +53,13 @@ const (
 type Options struct {
 	Address string // host:port; the host must be a loopback address or "localhost"
 	Handler flow.Handler
-	Log     *slog.Logger
+	// App names the app whose socket is src, connected to dst; "" if it cannot
+	// tell. Plain HTTP requests of different apps share no connection to a
+	// target then, which matters where the way of a flow depends on its app. It
+	// is asked once for each connection, and may take milliseconds. Nil: all
+	// apps share.
+	App func(src, dst netip.AddrPort) string
+	Log *slog.Logger
 }
 
 // Listener is a bound port. Connections wait in the kernel's queue until Run.

@@ -120,14 +120,17 @@ func (d *direct) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketC
 }
 
 // start runs a Listener on a free port.
-func start(t *testing.T, d *direct) (address string) { return startHandler(t, d) }
+func start(t *testing.T, h flow.Handler) (address string) {
+	return startWith(t, Options{Handler: h})
+}
 
-func startHandler(t *testing.T, d flow.Handler) (address string) {
+func startWith(t *testing.T, o Options) (address string) {
 	t.Helper()
 	t.Cleanup(func() { // net/http itself lingers for half a second after it has refused a head
 		goleak.VerifyNone(t, goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait"))
 	})
-	l, err := Listen(Options{Address: "127.0.0.1:0", Handler: d, Log: slog.New(slog.DiscardHandler)})
+	o.Address, o.Log = "127.0.0.1:0", slog.New(slog.DiscardHandler)
+	l, err := Listen(o)
 	if err != nil {
 		t.Fatal(err)
 	}
