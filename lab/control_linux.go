@@ -51,11 +51,19 @@ func (l *Lab) PositiveControl(c *capture.Capture) ([]string, error) {
 	if err := l.Probe(); err != nil {
 		return nil, err
 	}
-	var missing []string
-	seen := c.Packets()
+	// What waits for its neighbour's address to be found may come late.
+	missing := unseen(c.Packets())
+	for late := time.Now().Add(5 * time.Second); len(missing) > 0 && time.Now().Before(late); missing = unseen(c.Packets()) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	return missing, c.Err()
+}
+
+// unseen lists the probes that are not among packets.
+func unseen(packets []capture.Packet) (missing []string) {
 	for _, p := range probes() {
 		found := false
-		for _, s := range seen {
+		for _, s := range packets {
 			proto := map[uint8]string{capture.ProtoTCP: "tcp", capture.ProtoUDP: "udp", capture.ProtoICMP: "icmp", capture.ProtoICMPv6: "icmp"}[s.Proto]
 			found = found || proto == p.proto && s.Dst == p.to
 		}
@@ -63,7 +71,7 @@ func (l *Lab) PositiveControl(c *capture.Capture) ([]string, error) {
 			missing = append(missing, p.proto+" to "+p.to.String())
 		}
 	}
-	return missing, c.Err()
+	return missing
 }
 
 // send lets one probe out. A refusal or an unreachable network is no error: it
