@@ -120,6 +120,7 @@ func (b *builder) index(i int, r *Rule, domains, suffixes []string, nets []netip
 			b.set.domain[d] = b.push(b.set.domain[d], c("domain", d))
 		}
 		for _, d := range suffixes {
+			b.set.depths |= depth(strings.Count(d, "."))
 			b.set.suffix[d] = b.push(b.set.suffix[d], c("domain_suffix", d))
 		}
 	case len(nets) > 0:

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"cmp"
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"sort"
@@ -13,7 +14,10 @@ import (
 // among the ancestors of the last one that starts at or before it. That takes
 // O(n) memory for IPv6 too, where a bitwise trie would take 128 nodes each.
 type prefixIndex struct {
-	nodes []prefixNode
+	nodes []prefixNode // IPv4 first
+	// The first addresses of nodes, apart so that searching touches little memory.
+	starts4 []uint32
+	starts6 [][2]uint64
 }
 
 type prefixNode struct {
@@ -44,25 +48,64 @@ func newPrefixIndex(m map[netip.Prefix][]candidate) prefixIndex {
 		}
 		stack = append(stack, int32(i))
 	}
-	return prefixIndex{nodes}
+	x := prefixIndex{nodes: nodes}
+	for _, n := range nodes {
+		if a := n.prefix.Addr(); a.Is4() {
+			x.starts4 = append(x.starts4, number4(a))
+		} else {
+			x.starts6 = append(x.starts6, number6(a))
+		}
+	}
+	return x
 }
 
 // find returns the innermost network that holds a, or -1.
 func (x *prefixIndex) find(a netip.Addr) int32 {
-	lo, hi := 0, len(x.nodes) // nodes[:lo] start at or before a
+	i := x.last(a)
+	for i >= 0 && !x.nodes[i].prefix.Contains(a) {
+		i = x.nodes[i].parent
+	}
+	return i
+}
+
+// last returns the last network of a's family that starts at or before a, or -1.
+func (x *prefixIndex) last(a netip.Addr) int32 {
+	if a.Is4() {
+		n := number4(a)
+		lo, hi := 0, len(x.starts4) // starts4[:lo] are at or before a
+		for lo < hi {
+			if mid := int(uint(lo+hi) >> 1); x.starts4[mid] <= n {
+				lo = mid + 1
+			} else {
+				hi = mid
+			}
+		}
+		return int32(lo) - 1
+	}
+	n := number6(a)
+	lo, hi := 0, len(x.starts6)
 	for lo < hi {
 		mid := int(uint(lo+hi) >> 1)
-		if x.nodes[mid].prefix.Addr().Compare(a) <= 0 {
+		if s := &x.starts6[mid]; s[0] < n[0] || s[0] == n[0] && s[1] <= n[1] {
 			lo = mid + 1
 		} else {
 			hi = mid
 		}
 	}
-	i := int32(lo) - 1
-	for i >= 0 && !x.nodes[i].prefix.Contains(a) {
-		i = x.nodes[i].parent
+	if lo == 0 {
+		return -1
 	}
-	return i
+	return int32(len(x.starts4) + lo - 1)
+}
+
+func number4(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func number6(a netip.Addr) [2]uint64 {
+	b := a.As16()
+	return [2]uint64{binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint64(b[8:])}
 }
 
 // outer returns the next network that encloses nodes[i], or -1.

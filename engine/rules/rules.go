@@ -18,6 +18,7 @@
 package rules
 
 import (
+	"bytes"
 	"net/netip"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -60,6 +61,7 @@ type Set struct {
 	process map[string][]candidate
 	ports   portIndex
 
+	depths       uint64 // bit n: suffix has names of n dots; the last bit, of more too
 	needsProcess bool
 }
 
@@ -130,21 +132,31 @@ type match struct {
 	text string
 }
 
-// byName tries the name and every tail of it that starts at a label.
+// byName tries the name, and those tails of it that start at a label and have as
+// many dots as some suffix has.
 func (m *match) byName(name string) {
 	var buf [foldBytes]byte
 	n := foldName(buf[:], name)
 	m.try(m.set.domain[string(n)])
-	if len(m.set.suffix) == 0 {
+	if m.set.depths == 0 {
 		return
 	}
-	m.try(m.set.suffix[string(n)])
+	dots := bytes.Count(n, []byte{'.'})
+	if m.set.depths&depth(dots) != 0 {
+		m.try(m.set.suffix[string(n)])
+	}
 	for i, b := range n {
-		if b == '.' {
+		if b != '.' {
+			continue
+		}
+		if dots--; m.set.depths&depth(dots) != 0 {
 			m.try(m.set.suffix[string(n[i+1:])])
 		}
 	}
 }
+
+// depth is the bit in Set.depths of a name with so many dots.
+func depth(dots int) uint64 { return 1 << min(dots, 63) }
 
 // try lowers best to the first candidate of the list that holds.
 func (m *match) try(list []candidate) {
