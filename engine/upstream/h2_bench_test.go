@@ -47,6 +47,75 @@ func benchmarkDownload(b *testing.B, u *Upstream, streams int) {
 	wg.Wait()
 }
 
+// delayed is a way to addr on which every byte takes oneWay.
+func delayed(t testing.TB, addr string, oneWay time.Duration) string {
+	t.Helper()
+	type piece struct {
+		b   []byte
+		due time.Time
+	}
+	carry := func(to, from *net.TCPConn) {
+		way := make(chan piece, 4096)
+		go func() {
+			defer close(way)
+			for {
+				b := make([]byte, 64<<10)
+				n, err := from.Read(b)
+				if err != nil {
+					return
+				}
+				way <- piece{b[:n], time.Now().Add(oneWay)}
+			}
+		}()
+		for p := range way {
+			time.Sleep(time.Until(p.due))
+			_, _ = to.Write(p.b)
+		}
+		_ = to.CloseWrite()
+	}
+	return serve(t, func(c *net.TCPConn) {
+		far, err := net.Dial("tcp", addr)
+		if err != nil {
+			return
+		}
+		defer far.Close()
+		back := make(chan struct{})
+		go func() { defer close(back); carry(c, far.(*net.TCPConn)) }()
+		carry(far.(*net.TCPConn), c)
+		<-back
+	}).String()
+}
+
+// BenchmarkH2FirstByte is the first byte of the answer to a fresh flow's first
+// bytes, in round trips of a path of 20 ms.
+func BenchmarkH2FirstByte(b *testing.B) {
+	const rtt = 20 * time.Millisecond
+	for _, v := range []Verdict{EarlyRefuses, EarlyCarries} {
+		b.Run(v.String(), func(b *testing.B) {
+			p := &h2Peer{}
+			u := p.start(b)
+			u = open(b, "https://"+delayed(b, u.Spec().Addr(), rtt/2), func(s *Spec) { s.CA = u.Spec().CA }, Options{})
+			u.SetEarly(v)
+			hello := []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			if c := talkThrough(b, u, string(hello)); c != nil { // the session is there now
+				c.Close()
+			}
+			b.ResetTimer()
+			for range b.N {
+				c, err := u.DialStream(b.Context(), flow.Target{Name: "x.example", Port: 80}, hello)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+					b.Fatal(err)
+				}
+				c.Close()
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(rtt), "RTT/op")
+		})
+	}
+}
+
 // onlyWriter hides what else w can do.
 type onlyWriter struct{ io.Writer }
 

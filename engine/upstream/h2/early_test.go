@@ -124,10 +124,15 @@ func TestRequestsOvertakeBulk(t *testing.T) {
 	if _, err := io.ReadFull(far, make([]byte, len(http2.ClientPreface))); err != nil {
 		t.Fatal(err)
 	}
-	go p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	settled := make(chan struct{})
+	go func() {
+		defer close(settled)
+		p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	}()
 	next[*http2.SettingsFrame](p)
 	next[*http2.WindowUpdateFrame](p)
 	next[*http2.SettingsFrame](p) // the answer
+	<-settled
 	p.WriteWindowUpdate(0, 1<<30)
 	const bulk = 8
 	for range bulk {

@@ -1,0 +1,240 @@
+package h2
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// quietPeer is a proxy in a bubble of synctest: it answers every CONNECT, and
+// PINGs while it is alive.
+type quietPeer struct {
+	far  net.Conn
+	fr   *http2.Framer
+	wg   sync.WaitGroup
+	mu   sync.Mutex
+	dead bool          // guarded by mu; it reads but never says a word
+	slow time.Duration // guarded by mu; before it answers a PING
+	asks []time.Time   // guarded by mu; when PINGs came
+}
+
+// bubble makes a session with a quietPeer; both end with the test.
+func bubble(t *testing.T) (*Session, *quietPeer) {
+	near, far := net.Pipe()
+	q := &quietPeer{far: far, fr: http2.NewFramer(far, far)}
+	q.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	q.wg.Add(1)
+	go q.run()
+	s := New(near)
+	t.Cleanup(func() { s.Close(); far.Close(); q.wg.Wait() })
+	<-s.Ready()
+	return s, q
+}
+
+func (q *quietPeer) run() {
+	defer q.wg.Done()
+	if _, err := io.ReadFull(q.far, make([]byte, len(http2.ClientPreface))); err != nil {
+		return
+	}
+	p := &peer{c: q.far, Framer: q.fr}
+	q.fr.WriteSettings()
+	for {
+		f, err := q.fr.ReadFrame()
+		if err != nil {
+			return
+		}
+		q.mu.Lock()
+		ping, isPing := f.(*http2.PingFrame)
+		if isPing {
+			q.asks = append(q.asks, time.Now())
+		}
+		dead, slow := q.dead, q.slow
+		q.mu.Unlock()
+		if dead {
+			continue
+		}
+		if isPing {
+			data := ping.Data
+			q.wg.Add(1)
+			time.AfterFunc(slow, func() { // while frames go on being read
+				defer q.wg.Done()
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				q.fr.WritePing(true, data)
+			})
+		}
+		if h, ok := f.(*http2.MetaHeadersFrame); ok {
+			q.mu.Lock()
+			p.answer(h.StreamID, "200", false)
+			q.mu.Unlock()
+		}
+	}
+}
+
+func (q *quietPeer) die() { q.mu.Lock(); q.dead = true; q.mu.Unlock() }
+
+func (q *quietPeer) pings() int { q.mu.Lock(); defer q.mu.Unlock(); return len(q.asks) }
+
+// tunnel opens a stream.
+func tunnel(t *testing.T, s *Session) *Stream {
+	t.Helper()
+	s.Reserve()
+	st, _, err := s.Connect(t.Context(), "x.example:1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// TestDeadWhileWaiting: a request on a dead session fails soon, so that it can
+// be made elsewhere; streams that are open have more time.
+func TestDeadWhileWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, q := bubble(t)
+		st := tunnel(t, s)
+		q.die()
+		s.Reserve()
+		begin := time.Now()
+		_, _, err := s.Connect(t.Context(), "x.example:1", nil)
+		if took := time.Since(begin); !errors.Is(err, ErrUnprocessed) || took > askWaiting+suspectTime+time.Second {
+			t.Fatalf("%v after %v", err, took)
+		}
+		if s.Reserve() {
+			t.Error("a session that does not answer takes streams")
+		}
+		select {
+		case <-s.Done():
+			t.Error("the open stream was given up already")
+		default:
+		}
+		if _, err := st.Read(make([]byte, 1)); !errors.Is(err, errReset) {
+			t.Error(err)
+		}
+		if took := time.Since(begin); took < deadTime || took > deadTime+askWaiting+time.Second {
+			t.Errorf("the session ended after %v", took)
+		}
+	})
+}
+
+// TestSuspectRecovers: a peer that was only slow is used again.
+func TestSuspectRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, q := bubble(t)
+		st := tunnel(t, s)
+		q.mu.Lock()
+		q.slow = 5 * time.Second
+		q.mu.Unlock()
+		st.Write([]byte("x"))
+		time.Sleep(askWaiting + suspectTime + 500*time.Millisecond)
+		if s.Usable() {
+			t.Fatal("no suspicion")
+		}
+		time.Sleep(5 * time.Second)
+		if !s.Usable() {
+			t.Fatal("still under suspicion")
+		}
+	})
+}
+
+func TestPingsWhenIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, q := bubble(t)
+		time.Sleep(time.Hour)
+		if n := q.pings(); n != 0 {
+			t.Errorf("%d PINGs on a session that was never used", n)
+		}
+		st := tunnel(t, s)
+		st.Close()
+		before := q.pings()
+		time.Sleep(keptFor)
+		if n := q.pings() - before; n < 5 || n > int(keptFor/askIdle)+1 {
+			t.Errorf("%d PINGs in %v after the last stream", n, keptFor)
+		}
+		before = q.pings()
+		time.Sleep(time.Hour)
+		if n := q.pings() - before; n > 1 {
+			t.Errorf("%d PINGs in an idle hour", n)
+		}
+		tunnel(t, s)
+		before = q.pings()
+		time.Sleep(time.Hour)
+		if n := q.pings() - before; n > int(time.Hour/askOpen)+10 {
+			t.Errorf("%d PINGs in an hour of an idle stream", n)
+		}
+	})
+}
+
+func TestRetire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := bubble(t)
+		st := tunnel(t, s)
+		s.Retire()
+		if s.Reserve() {
+			t.Error("a retired session takes streams")
+		}
+		time.Sleep(time.Minute)
+		if _, err := st.Write([]byte("x")); err != nil {
+			t.Errorf("the peer is there, and yet: %v", err)
+		}
+		st.Close()
+		<-s.Done()
+
+		s, q := bubble(t)
+		st = tunnel(t, s)
+		q.die()
+		begin := time.Now()
+		s.Retire()
+		st.Read(make([]byte, 1))
+		if took := time.Since(begin); took > urgentTime+time.Second {
+			t.Errorf("a lost network is noticed after %v", took)
+		}
+	})
+}
+
+// TestWindowFollowsPath: on a path that carries more in a round trip than the
+// window the window grows, up to a bound; on a short one it stays.
+func TestWindowFollowsPath(t *testing.T) {
+	for _, c := range []struct {
+		rtt  time.Duration
+		rate int64 // bytes a second
+		want func(target int64) bool
+	}{
+		{time.Millisecond, 10 << 20, func(w int64) bool { return w == firstWindow }},
+		{100 * time.Millisecond, 20 << 20, func(w int64) bool { return w >= 2<<20 && w <= 4<<20 }},
+		{time.Second, 1 << 30, func(w int64) bool { return w == maxWindow }},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, q := bubble(t)
+			q.mu.Lock()
+			q.dead = true // the test answers
+			q.mu.Unlock()
+			for range 30 {
+				s.mu.Lock()
+				s.sampleLocked(0)
+				for range 10 { // a window a round trip, if the path is that fast
+					s.sampleLocked(min(s.path.target, int64(c.rtt.Seconds()*float64(c.rate))) / 10)
+				}
+				s.mu.Unlock()
+				time.Sleep(c.rtt)
+				s.mu.Lock()
+				var data [8]byte
+				data[7] = byte(s.path.number)
+				s.pongLocked(data)
+				s.mu.Unlock()
+				time.Sleep(sampleRarely)
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if !c.want(s.path.target) {
+				t.Errorf("%v, %d MiB/s: a window of %d KiB", c.rtt, c.rate>>20, s.path.target>>10)
+			}
+		})
+	}
+}
