@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -112,7 +113,7 @@ func (b *builder) add(i int, r *Rule) error {
 // index enters rule i where add has decided.
 func (b *builder) index(i int, r *Rule, domains, suffixes []string, nets []netip.Prefix, processes []string) {
 	c := func(key, value string) candidate {
-		return candidate{int32(i), fmt.Sprintf("rule %d: %s %s", i+1, key, value)}
+		return candidate{int32(i), "rule " + strconv.Itoa(i+1) + ": " + key + " " + value}
 	}
 	switch {
 	case len(domains)+len(suffixes) > 0:
@@ -133,9 +134,9 @@ func (b *builder) index(i int, r *Rule, domains, suffixes []string, nets []netip
 		}
 	default:
 		for _, p := range r.Port {
-			text := fmt.Sprint(p.From)
+			text := strconv.Itoa(int(p.From))
 			if p.From != p.To {
-				text = fmt.Sprintf("%d-%d", p.From, p.To)
+				text += "-" + strconv.Itoa(int(p.To))
 			}
 			b.ports = append(b.ports, portEntry{p, c("port", text)})
 		}

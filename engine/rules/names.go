@@ -62,8 +62,10 @@ func toASCII(name string) (string, error) {
 
 // parseName checks a name from a rule and returns its canonical form.
 func parseName(s string) (string, error) {
-	if _, err := netip.ParseAddr(s); err == nil {
-		return "", errors.New("is an address: use cidr")
+	if s != "" && (s[len(s)-1] <= '9' || strings.Contains(s, ":")) { // few names are worth asking
+		if _, err := netip.ParseAddr(s); err == nil {
+			return "", errors.New("is an address: use cidr")
+		}
 	}
 	if strings.HasPrefix(s, "*.") {
 		return "", errors.New(`has a wildcard: use domain_suffix = ["` + s[2:] + `"]`)

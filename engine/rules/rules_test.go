@@ -105,6 +105,7 @@ func TestCompileErrors(t *testing.T) {
 		{Rule{Domain: []string{"a"}}, "rule 2: has no via"},
 		{Rule{Domain: []string{"a", "*.x.test"}, Via: "auto"}, `rule 2: domain "*.x.test" has a wildcard: use domain_suffix = ["x.test"]`},
 		{Rule{Domain: []string{"192.0.2.1"}, Via: "auto"}, `rule 2: domain "192.0.2.1" is an address: use cidr`},
+		{Rule{Domain: []string{"2001:db8::a"}, Via: "auto"}, `is an address: use cidr`},
 		{Rule{DomainSuffix: []string{"."}, Via: "auto"}, `rule 2: domain_suffix "." is empty`},
 		{Rule{DomainSuffix: []string{"a..b"}, Via: "auto"}, `rule 2: domain_suffix "a..b" has a part`},
 		{Rule{Domain: []string{"http://a/"}, Via: "auto"}, `rule 2: domain "http://a/" is not a domain name`},
