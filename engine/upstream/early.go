@@ -3,6 +3,7 @@ package upstream
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -44,9 +45,13 @@ func (u *Upstream) Early() Verdict {
 // SetEarly gives the verdict that an earlier run came to. Options.EarlyChanged
 // is not called.
 func (u *Upstream) SetEarly(v Verdict) {
-	if u.prover != nil {
-		u.prover.verdict.Store(uint32(v))
+	if u.prover == nil {
+		return
 	}
+	if v == EarlyRefuses {
+		u.prover.notYet.Store(time.Now().Add(firstRefusal).UnixNano())
+	}
+	u.prover.verdict.Store(uint32(v))
 }
 
 // WantsEarly says that a flow to t gains by handing its client's first bytes

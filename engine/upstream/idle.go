@@ -13,11 +13,15 @@ const (
 
 // idleLimit learns after how long a proxy hangs up on a connection that asks
 // for nothing. Once is chance, or a restart; what happens again at about the
-// same age is a limit. It is pure. The zero value knows nothing.
+// same age, and to none that is older, is a limit. It is pure. The zero value
+// knows nothing.
 type idleLimit struct {
 	limit   time.Duration // 0: none known
-	once    time.Duration // an age at which it was seen
 	changed time.Time
+	last    time.Duration // an age at which connections ended …
+	times   int           // … in a row
+	oldest  time.Duration // that a connection was seen alive …
+	seen    time.Time     // … then
 }
 
 // life is how long a connection may be idle before it is replaced.
@@ -30,12 +34,28 @@ func (l *idleLimit) life() time.Duration {
 
 // lost notes that the proxy has hung up on a connection that was idle for age.
 func (l *idleLimit) lost(now time.Time, age time.Duration) {
-	age = max(age, shortestIdle)
-	again := l.once > 0 && age < 2*l.once && l.once < 2*age
-	if again && (l.limit == 0 || age < l.limit) {
+	if l.oldest > age+age/4 && now.Sub(l.seen) < 2*growAfter {
+		return // others have lived longer
+	}
+	need := 2
+	if age < shortestIdle {
+		age, need = shortestIdle, 4
+	}
+	if age > 2*l.last || l.last > 2*age {
+		l.times = 0
+	}
+	l.times++
+	l.last, l.changed = age, now
+	if l.times >= need && (l.limit == 0 || age < l.limit) {
 		l.limit = age
 	}
-	l.once, l.changed = age, now
+}
+
+// lives notes that a connection was alive after having been idle for age.
+func (l *idleLimit) lives(now time.Time, age time.Duration) {
+	if age >= l.oldest || now.Sub(l.seen) >= 2*growAfter {
+		l.oldest, l.seen = age, now
+	}
 }
 
 // grow lets an old lesson fade: proxies are reconfigured, and a limit may have

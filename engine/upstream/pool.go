@@ -282,6 +282,9 @@ func (p *pool) sweepLocked(now time.Time) {
 		}
 		w.abort()
 	}
+	if oldestLive > 0 && canPeek {
+		p.limit.lives(now, oldestLive)
+	}
 	// A proxy that keeps connections for so long loses the oldest, or all that
 	// are as old. Any others: it was restarted, or was told to.
 	if dead > 0 && oldestLive < youngestDead && (len(live) > 0 || oldestDead < 2*youngestDead) {

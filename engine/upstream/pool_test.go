@@ -92,22 +92,24 @@ func TestBrowsing(t *testing.T) {
 			defer p.close()
 			think := func() time.Duration { return time.Second + rand.N(7*time.Second) }
 			var flows, waited int
-			const sessions = 20 // of a minute each, all cold
+			const sessions = 10 // of a minute each, all cold
 			for range sessions {
 				n, w := browse(t, p, time.Minute, think)
 				flows, waited = flows+n, waited+w
 				time.Sleep(forgetAfter + longestIdle + time.Minute)
-				if n := stats.warm.Load(); n != 0 || p.tending {
-					t.Fatalf("%d connections are kept for nobody", n)
+				p.mu.Lock()
+				if len(p.idle) != 0 || p.tending || stats.warm.Load() != 0 {
+					t.Fatalf("%d connections are kept for nobody", len(p.idle))
 				}
+				p.mu.Unlock()
 			}
 			cold := 1 - float64(waited)/float64(flows)
 			browse(t, p, time.Minute, think)
 			before := f.made.Load()
-			flows, waited = browse(t, p, 30*time.Minute, think)
+			flows, waited = browse(t, p, 15*time.Minute, think)
 			steady := 1 - float64(waited)/float64(flows)
 			t.Logf("set-up %v: %.4f from cold, %.4f steady of %d flows, %d connections made", setup, cold, steady, flows, f.made.Load()-before)
-			if cold < 0.95 && setup < 100*time.Millisecond || cold < 0.9 || steady < 0.99 {
+			if cold < 0.95 && setup < 100*time.Millisecond || cold < 0.8 || steady < 0.99 {
 				t.Errorf("flows that did not wait: %.4f from cold, %.4f steady", cold, steady)
 			}
 			if f.most.Load() > 64 {

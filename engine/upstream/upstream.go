@@ -121,7 +121,7 @@ func New(s Spec, o Options) (*Upstream, error) {
 	case schemeHTTPS:
 		u.streams = newSecure(nd, s, &u.stats)
 	}
-	u.prover = &prover{}
+	u.prover = &prover{off: s.NoEarly}
 	if o.EarlyChanged != nil {
 		u.prover.changed = func() { o.EarlyChanged(u) }
 	}
@@ -203,7 +203,7 @@ func (u *Upstream) dial(ctx context.Context, a ask) (flow.StreamConn, error) {
 
 // Packets is nil if this upstream cannot carry UDP at all.
 func (u *Upstream) Packets() PacketDialer {
-	if u.group != nil && !u.group.udp() {
+	if u.group != nil && !u.group.r.UDP() {
 		return nil
 	}
 	return u.packets
