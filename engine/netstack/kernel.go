@@ -40,6 +40,8 @@ type kernel struct {
 	fragID   atomic.Uint32
 
 	pool     pools
+	bursts   sync.Pool   // *burst
+	cutUDP   atomic.Bool // the device takes no datagrams joined in one packet
 	counters counters
 
 	pending   atomic.Int64       // handshakes held
@@ -78,7 +80,10 @@ func newKernel(o Options, queues []platform.Queue) (*kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.device, k.queues = o.Device, queues
+	k.device = o.Device
+	for _, q := range queues {
+		k.queues = append(k.queues, newQuietQueue(q))
+	}
 	for _, f := range k.families() {
 		err := f.listen(name)
 		if f.v6 && errors.Is(err, syscall.EAFNOSUPPORT) {
@@ -210,24 +215,10 @@ func (k *kernel) spawn(f func()) bool {
 	return true
 }
 
-// read carries the packets of one queue until the device closes.
-func (k *kernel) read(ctx context.Context, q platform.Queue) error {
-	buf := make([]byte, bufferBytes)
-	for {
-		n, err := q.Read(buf)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("read tun queue: %w", err)
-		}
-		k.packet(ctx, q, buf[:n])
-	}
-}
-
-// packet deals with one packet, raw with its virtio_net_hdr. It may change raw
-// but does not keep it.
-func (k *kernel) packet(ctx context.Context, q platform.Queue, raw []byte) {
+// take deals with one packet, raw with its virtio_net_hdr, that b's queue has
+// given. It may change raw; what b holds then points into it.
+func (k *kernel) take(ctx context.Context, b *burst, raw []byte) {
+	q := b.queue
 	p, ok := parse(raw)
 	if !ok {
 		k.counters.malformed.Add(1)
@@ -247,6 +238,7 @@ func (k *kernel) packet(ctx context.Context, q platform.Queue, raw []byte) {
 			return
 		}
 		defer k.pool.put(whole)
+		defer b.flush() // before that
 		if p, ok = parse(whole.data()); !ok || p.fragment {
 			k.counters.malformed.Add(1)
 			return
@@ -256,7 +248,7 @@ func (k *kernel) packet(ctx context.Context, q platform.Queue, raw []byte) {
 	case p.proto == protoTCP && len(p.transport()) >= tcpBytes:
 		k.packetTCP(ctx, q, f, &p)
 	case p.proto == protoUDP && len(p.transport()) >= udpBytes:
-		k.packetUDP(ctx, q, &p)
+		k.packetUDP(ctx, b, &p)
 	case p.proto == protoICMP && !p.v6 || p.proto == protoICMP6 && p.v6:
 		k.packetICMP(q, &p)
 	default:

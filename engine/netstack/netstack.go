@@ -122,7 +122,7 @@ type Stats struct {
 	Full        uint64 // of these, because a table was full
 	UDPDropped  uint64 // datagrams lost to a full queue or table
 	UDPEvicted  uint64 // sessions that made room for others
-	WriteErrors uint64 // packets that the device did not take
+	WriteErrors uint64 // packets that the device did not take, but for datagrams, which the Handler counts
 }
 
 // Stats reports the counters of the kernel path; the userspace path has none.

@@ -15,6 +15,15 @@ const bufferHead = vnetBytes + ipv6Bytes
 // it to the kernel, in fragments if it is longer than the MTU. It fills in the
 // checksum and uses out[:bufferHead].
 func (k *kernel) send(q platform.Queue, out []byte, v6 bool, src, dst addr, proto uint8) {
+	if k.sendTogether(q, out, v6, src, dst, proto, 0) != nil {
+		k.counters.writeErrors.Add(1)
+	}
+}
+
+// sendTogether is send for several datagrams of size bytes each (the last may
+// be shorter) behind one UDP header; the kernel cuts them. If size is 0, it is
+// one packet. An error is not counted.
+func (k *kernel) sendTogether(q platform.Queue, out []byte, v6 bool, src, dst addr, proto uint8, size int) error {
 	t := out[bufferHead:]
 	at := 16 // of the checksum in the header
 	s := pseudoSum(src.bytes(v6), dst.bytes(v6), proto, len(t))
@@ -28,14 +37,13 @@ func (k *kernel) send(q platform.Queue, out []byte, v6 bool, src, dst addr, prot
 	}
 	t[at], t[at+1] = 0, 0
 	head := ipHeaderBytes(v6)
-	if head+len(t) > k.mtu {
+	if head+len(t) > k.mtu && size == 0 {
 		c := ^sum(t, s)
 		if c == 0 && proto == protoUDP {
 			c = 0xffff // RFC 768: 0 means no checksum
 		}
 		binary.BigEndian.PutUint16(t[at:], c)
-		k.sendFragments(q, t, v6, src, dst, proto)
-		return
+		return k.sendFragments(q, t, v6, src, dst, proto)
 	}
 	raw := out[bufferHead-head-vnetBytes:]
 	clear(raw[:vnetBytes])
@@ -45,15 +53,21 @@ func (k *kernel) send(q platform.Queue, out []byte, v6 bool, src, dst addr, prot
 		binary.NativeEndian.PutUint16(raw[6:], uint16(head))
 		binary.NativeEndian.PutUint16(raw[8:], uint16(at))
 		binary.BigEndian.PutUint16(t[at:], s)
+		if size > 0 {
+			raw[1] = gsoUDP
+			binary.NativeEndian.PutUint16(raw[2:], uint16(head+udpBytes))
+			binary.NativeEndian.PutUint16(raw[4:], uint16(size))
+		}
 	} else {
 		binary.BigEndian.PutUint16(t[at:], ^sum(t, s))
 	}
-	k.write(q, raw)
+	_, err := q.Write(raw)
+	return err
 }
 
 // sendFragments sends the transport bytes t, whose checksum is in place, in
 // pieces that fit the MTU (RFC 791 section 3.2, RFC 8200 section 4.5).
-func (k *kernel) sendFragments(q platform.Queue, t []byte, v6 bool, src, dst addr, proto uint8) {
+func (k *kernel) sendFragments(q platform.Queue, t []byte, v6 bool, src, dst addr, proto uint8) error {
 	b := k.pool.get(vnetBytes + min(k.mtu, packetBytes))
 	defer k.pool.put(b)
 	id := k.fragID.Add(1)
@@ -84,8 +98,11 @@ func (k *kernel) sendFragments(q platform.Queue, t []byte, v6 bool, src, dst add
 			binary.BigEndian.PutUint16(ip[10:], ^sum(ip[:ipv4Bytes], 0))
 		}
 		copy(ip[head:], piece)
-		k.write(q, raw)
+		if _, err := q.Write(raw); err != nil {
+			return err // the rest is of no use
+		}
 	}
+	return nil
 }
 
 // smallBuffer holds what a path MTU of 1500 lets through, with headers.

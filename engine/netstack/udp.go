@@ -39,8 +39,9 @@ type udpSession struct {
 	app   netip.AddrPort
 	queue platform.Queue // for what goes to the app
 
-	seen  atomic.Int64 // last datagram either way, time since kernel.start
-	other atomic.Bool  // some destination was not port 53
+	seen  atomic.Int64                              // last datagram either way, time since kernel.start
+	other atomic.Bool                               // some destination was not port 53
+	push  atomic.Pointer[func([]flow.Datagram) int] // what the handler gave to Push
 
 	mu     sync.Mutex
 	in     fifo[*packetBuffer] // guarded by mu
@@ -53,13 +54,16 @@ type udpSession struct {
 }
 
 var (
-	_ net.PacketConn  = (*udpSession)(nil)
-	_ flow.Refuser    = (*udpSession)(nil)
-	_ flow.ReadWaiter = (*udpSession)(nil)
+	_ net.PacketConn   = (*udpSession)(nil)
+	_ flow.Refuser     = (*udpSession)(nil)
+	_ flow.ReadWaiter  = (*udpSession)(nil)
+	_ flow.Pusher      = (*udpSession)(nil)
+	_ flow.BatchSender = (*udpSession)(nil)
 )
 
-// packetUDP gives a datagram to its session, which it opens if there is none.
-func (k *kernel) packetUDP(ctx context.Context, q platform.Queue, p *packet) {
+// packetUDP holds a datagram, or several that the kernel has left together, for
+// its session, which it opens if there is none.
+func (k *kernel) packetUDP(ctx context.Context, b *burst, p *packet) {
 	t := p.transport()
 	n := int(binary.BigEndian.Uint16(t[4:]))
 	if n < udpBytes || n > len(t) {
@@ -77,12 +81,19 @@ func (k *kernel) packetUDP(ctx context.Context, q platform.Queue, p *packet) {
 	key := tuple{src: to.src, sport: to.sport}
 	s := k.udp.get(&key)
 	if s == nil {
-		if s = k.openUDP(ctx, q, key, to); s == nil {
+		s = k.openUDP(ctx, b.queue, key, to)
+	}
+	m := flow.Datagram{Addr: to.dstAddrPort()}
+	size, data := p.datagramBytes(), t[udpBytes:]
+	for first := true; first || len(data) > 0; first = false {
+		n := min(size, len(data))
+		m.Data, data = data[:n], data[n:]
+		if s == nil {
 			k.counters.udpDropped.Add(1)
-			return
+		} else {
+			b.hold(s, m)
 		}
 	}
-	s.put(t[udpBytes:], to)
 }
 
 // openUDP makes the session of an app socket and starts its handler. It returns
@@ -122,15 +133,43 @@ func (k *kernel) openUDP(ctx context.Context, q platform.Queue, key, to tuple) *
 	return s
 }
 
-// put queues a datagram for the handler, or drops and counts it.
-func (s *udpSession) put(data []byte, to tuple) {
+// Push implements flow.Pusher.
+func (s *udpSession) Push(f func([]flow.Datagram) int) {
+	if f == nil {
+		s.push.Store(nil)
+		return
+	}
+	s.push.Store(&f)
+}
+
+// offer gives datagrams to the handler: what it does not deal with at once is
+// queued, or dropped and counted.
+func (s *udpSession) offer(ms []flow.Datagram) {
 	s.seen.Store(int64(s.k.now()))
-	if to.dport != 53 && !s.other.Load() {
+	if !s.other.Load() && slices.ContainsFunc(ms, func(m flow.Datagram) bool { return m.Addr.Port() != 53 }) {
 		s.other.Store(true)
 	}
-	b := s.k.pool.get(len(data))
-	copy(b.all, data)
-	b.dst, b.dport = to.dst, to.dport
+	done := 0
+	if f := s.push.Load(); f != nil && s.drained() {
+		done = (*f)(ms)
+	}
+	for i := done; i < len(ms); i++ {
+		s.put(&ms[i])
+	}
+}
+
+// drained reports whether the handler has read all there was.
+func (s *udpSession) drained() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.in.len() == 0
+}
+
+// put queues a datagram for the handler, or drops and counts it.
+func (s *udpSession) put(m *flow.Datagram) {
+	b := s.k.pool.get(len(m.Data))
+	copy(b.all, m.Data)
+	b.dst, b.dport = addrOf(m.Addr.Addr()), m.Addr.Port()
 	s.mu.Lock()
 	ok := !s.closed && s.in.len() < queueDatagrams && s.k.queued.take(len(b.all))
 	if ok {
@@ -218,26 +257,83 @@ func (s *udpSession) next(p []byte) (int, net.Addr, error) {
 // WriteTo implements net.PacketConn: a datagram to the app that seems to come
 // from the address given. It does not block.
 func (s *udpSession) WriteTo(p []byte, from net.Addr) (int, error) {
-	src := flow.AddrPortOf(from)
+	ms := [1]flow.Datagram{{Data: p, Addr: flow.AddrPortOf(from)}}
+	if err := s.reply(ms[:]); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Send implements flow.BatchSender: WriteTo for several, none of which is left.
+func (s *udpSession) Send(ms []flow.Datagram) (done, lost int, err error) {
+	for done < len(ms) {
+		n := s.together(ms[done:])
+		e := s.reply(ms[done : done+n])
+		switch {
+		case e != nil && n > 1: // a kernel before 6.2
+			s.k.cutUDP.Store(true)
+			continue
+		case e != nil:
+			lost, err = lost+1, e
+		}
+		done += n
+	}
+	return done, lost, err
+}
+
+// together is how many of ms, from the first, one packet can hold: datagrams of
+// one source and size, but for the last, which may be shorter.
+func (s *udpSession) together(ms []flow.Datagram) int {
+	size := len(ms[0].Data)
+	head := ipHeaderBytes(s.app.Addr().Is6()) + udpBytes
+	if size == 0 || head+size > s.k.mtu || s.k.cutUDP.Load() {
+		return 1
+	}
+	n, total := 1, head+size
+	for n < len(ms) && n < maxTogether && ms[n].Addr == ms[0].Addr {
+		next := len(ms[n].Data)
+		if next == 0 || next > size || total+next > math.MaxUint16 {
+			break
+		}
+		n, total = n+1, total+next
+		if next < size {
+			break
+		}
+	}
+	return n
+}
+
+// reply sends the app one packet with datagrams of one source and size.
+func (s *udpSession) reply(ms []flow.Datagram) error {
+	src := ms[0].Addr
 	if !src.IsValid() || src.Addr().Is4() != s.app.Addr().Is4() {
-		return 0, fmt.Errorf("datagram from %v to an app at %v: %w", from, s.app, errFamily)
+		return fmt.Errorf("datagram from %v to an app at %v: %w", src, s.app, errFamily)
 	}
 	if expired(s.done) {
-		return 0, net.ErrClosed
+		return net.ErrClosed
 	}
 	s.seen.Store(int64(s.k.now()))
-	if ipv4Bytes+udpBytes+len(p) > math.MaxUint16 {
-		return 0, fmt.Errorf("datagram of %d bytes: %w", len(p), errTooLong)
+	total, size := 0, 0
+	for i := range ms {
+		total += len(ms[i].Data)
 	}
-	b := s.k.pool.get(bufferHead + udpBytes + len(p))
+	if len(ms) > 1 {
+		size = len(ms[0].Data)
+	}
+	if ipv4Bytes+udpBytes+total > math.MaxUint16 {
+		return fmt.Errorf("datagram of %d bytes: %w", total, errTooLong)
+	}
+	b := s.k.pool.get(bufferHead + udpBytes + total)
 	defer s.k.pool.put(b)
 	t := b.all[bufferHead:]
 	binary.BigEndian.PutUint16(t, src.Port())
 	binary.BigEndian.PutUint16(t[2:], s.app.Port())
-	binary.BigEndian.PutUint16(t[4:], uint16(udpBytes+len(p)))
-	copy(t[udpBytes:], p)
-	s.k.send(s.queue, b.data(), s.app.Addr().Is6(), addrOf(src.Addr()), s.key.src, protoUDP)
-	return len(p), nil
+	binary.BigEndian.PutUint16(t[4:], uint16(udpBytes+total))
+	at := udpBytes
+	for i := range ms {
+		at += copy(t[at:], ms[i].Data)
+	}
+	return s.k.sendTogether(s.queue, b.data(), s.app.Addr().Is6(), addrOf(src.Addr()), s.key.src, protoUDP, size)
 }
 
 var (

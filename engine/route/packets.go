@@ -25,10 +25,14 @@ const (
 
 // HandlePackets implements flow.Handler.
 //
-//	app ─ReadFrom─► dest: verdict, kept per destination
-//	                 ├─ refuse: ICMP where the inbound side can, counted
-//	                 └─ path: one association per upstream ─► WriteTo
-//	app ◄─WriteTo── real source back to the address the app knows ◄─ReadFrom─┘
+//	app ─Push─► dest known, path open ─────────────────────► Send
+//	 └─ReadFrom─► dest: verdict, kept per destination
+//	               ├─ refuse: ICMP where the inbound side can, counted
+//	               └─ path: one association per upstream ─► WriteTo
+//	app ◄─Send── real source back to the address the app knows ◄─Receive─┘
+//
+// Where both sides can carry bursts, none of this takes a goroutine's wake-up:
+// who has read the datagrams sends them.
 //
 // The session ends after a minute without a datagram, five once answers came.
 func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketConn) {
@@ -54,9 +58,16 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 	defer h.live.Delete(f.ID)
 	// Closing app ends the loop below.
 	stop := context.AfterFunc(ctx, func() { _ = app.Close() })
+	if a, ok := app.(flow.Pusher); ok {
+		a.Push(s.push)
+	}
 	if h.isDNS(f.Inbound, f.Dst.Port()) {
 		h.opts.DNS.HandlePackets(ctx, f, &dnsOnly{
-			PacketConn: app, other: func(p []byte, to net.Addr) { s.send(ctx, p, to) }, extend: s.extend,
+			PacketConn: app, other: func(p []byte, to net.Addr) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.send(ctx, p, to)
+			}, extend: s.extend,
 		})
 	} else {
 		s.run(ctx)
@@ -67,17 +78,23 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 	s.close()
 }
 
-// session is one app socket. Its fields belong to the goroutine that reads
-// from app, but for those that say otherwise.
+// session is one app socket.
 type session struct {
-	h     *Handler
-	flow  flow.Flow
-	app   net.PacketConn
-	live  *live
-	dests map[netip.AddrPort]*dest
-	names map[upstream.NameAddr]*dest
-	paths []*path
-	wg    sync.WaitGroup // paths' readers, DNS queries
+	h    *Handler
+	flow flow.Flow
+	app  net.PacketConn
+	live *live
+	wg   sync.WaitGroup // paths' readers, DNS queries
+
+	// mu is held while what the app sent is dealt with, also while that blocks.
+	// The fields below are guarded by it.
+	mu       sync.Mutex
+	ended    bool
+	dests    map[netip.AddrPort]*dest
+	names    map[upstream.NameAddr]*dest
+	paths    []*path
+	lastAddr netip.AddrPort // the destination that push found last
+	lastDest *dest          // nil if it is to be looked up again
 
 	last     atomic.Int64 // unix ns of the last datagram either way
 	answered atomic.Bool
@@ -87,9 +104,9 @@ type session struct {
 // dest is what becomes of datagrams to one destination.
 type dest struct {
 	d     decision
-	auto  bool     // d.u is what Current returned
-	to    net.Addr // as the upstream is told
-	path  *path    // nil until the first datagram, or after the association ended
+	auto  bool          // d.u is what Current returned
+	to    flow.Datagram // as the upstream is told; no Data
+	path  *path         // nil until the first datagram, or after the association ended
 	retry time.Time
 	told  bool // the refusal is counted among flows
 }
@@ -115,18 +132,26 @@ func (s *session) run(ctx context.Context) {
 // next reads one datagram and sends it. It holds no buffer before there is one,
 // where app can be waited for.
 func (s *session) next(ctx context.Context) error {
-	if w, ok := s.app.(flow.ReadWaiter); ok {
+	w, waits := s.app.(flow.ReadWaiter)
+	if waits {
 		if err := w.WaitRead(); err != nil {
 			return err
 		}
+		s.mu.Lock() // before reading, so that nothing pushed overtakes
+		defer s.mu.Unlock()
 	}
 	b := s.h.datagrams.Get().(*[datagramBytes]byte)
 	defer s.h.datagrams.Put(b)
 	n, to, err := s.app.ReadFrom(b[:])
-	if err == nil {
-		s.send(ctx, b[:n], to)
+	if err != nil {
+		return err
 	}
-	return err
+	if !waits {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+	}
+	s.send(ctx, b[:n], to)
+	return nil
 }
 
 func (s *session) touch() { s.last.Store(time.Now().UnixNano()) }
@@ -144,7 +169,7 @@ func (s *session) extend() bool {
 	return s.app.SetReadDeadline(end) == nil
 }
 
-// send gives one datagram of the app to where it belongs.
+// send gives one datagram of the app to where it belongs. The caller holds mu.
 func (s *session) send(ctx context.Context, p []byte, to net.Addr) {
 	s.touch()
 	ap := flow.AddrPortOf(to)
@@ -154,6 +179,7 @@ func (s *session) send(ctx context.Context, p []byte, to net.Addr) {
 	}
 	e := s.dest(ap, to)
 	if e == nil {
+		s.h.udpLost.Add(1)
 		return
 	}
 	if e.d.u == nil || s.h.opts.Blocked != nil && s.h.opts.Blocked() {
@@ -172,13 +198,27 @@ func (s *session) send(ctx context.Context, p []byte, to net.Addr) {
 			return
 		}
 	}
-	n, err := e.path.conn.WriteTo(p, e.to)
-	if err != nil {
-		s.h.opts.Log.Debug("datagram not sent", "flow", s.flow.ID, "to", e.to.String(), "error", err)
+	if _, err := e.path.conn.WriteTo(p, addrOf(e.to)); err != nil {
+		s.h.udpLost.Add(1)
+		s.h.opts.Log.Debug("datagram not sent", "flow", s.flow.ID, "to", addrOf(e.to).String(), "error", err)
 		return
 	}
-	s.live.bytes.up.Add(uint64(n))
-	e.path.sum.up.Add(uint64(n))
+	s.sent(e.path, 1, len(p))
+}
+
+// addrOf is the other end of m, for WriteTo.
+func addrOf(m flow.Datagram) net.Addr {
+	if m.Name != "" {
+		return upstream.NameAddr{Name: m.Name, Port: m.Addr.Port()}
+	}
+	return flow.UDPAddrOf(m.Addr)
+}
+
+// sent counts what has left.
+func (s *session) sent(p *path, datagrams, bytes int) {
+	s.h.udpUp.Add(uint64(datagrams))
+	s.live.bytes.up.Add(uint64(bytes))
+	p.sum.up.Add(uint64(bytes))
 }
 
 // dest finds or makes the entry of a destination; nil if it is no destination.
@@ -200,6 +240,7 @@ func (s *session) dest(ap netip.AddrPort, to net.Addr) *dest {
 	if len(s.dests)+len(s.names) >= maxDests { // a scan, not a conversation
 		clear(s.dests)
 		clear(s.names)
+		s.lastDest = nil
 	}
 	f := s.flow
 	f.Dst = ap
@@ -218,11 +259,7 @@ func (s *session) dest(ap netip.AddrPort, to net.Addr) *dest {
 func (s *session) judge(f flow.Flow, t flow.Target) *dest {
 	o := &s.h.opts
 	e := &dest{d: s.h.decide(f, t)}
-	if t := e.d.target; t.Name != "" {
-		e.to = upstream.NameAddr{Name: t.Name, Port: t.Port}
-	} else {
-		e.to = flow.UDPAddrOf(t.AddrPort())
-	}
+	e.to = flow.Datagram{Name: e.d.target.Name, Addr: e.d.target.AddrPort()}
 	if e.d.u == nil {
 		return e
 	}
@@ -251,20 +288,53 @@ func (s *session) refuse(e *dest, ap netip.AddrPort) {
 	}
 }
 
-// deliver gives the app a datagram.
-func (s *session) deliver(p []byte, from net.Addr) {
+// deliver gives the app what has come by p. It may change ms.
+func (s *session) deliver(p *path, ms []flow.Datagram) {
+	known := p.translate(ms)
+	lost := len(ms) - len(known)
+	defer func() { s.h.udpLost.Add(uint64(lost)) }()
+	if len(known) == 0 {
+		return
+	}
 	s.touch()
 	s.answered.Store(true)
 	if s.live.firstByte.Load() == 0 {
 		s.h.cameBack(s.live)
 	}
-	if n, err := s.app.WriteTo(p, from); err == nil {
-		s.live.bytes.down.Add(uint64(n))
+	failed := 0
+	if a, ok := s.app.(flow.BatchSender); ok {
+		var done int
+		done, failed, _ = a.Send(known)
+		failed += len(known) - done
+	} else {
+		for i := range known {
+			if _, err := s.app.WriteTo(known[i].Data, addrOf(known[i])); err != nil {
+				failed++
+			}
+		}
 	}
+	lost += failed
+	s.h.udpDown.Add(uint64(len(known) - failed))
+	if failed < len(known) {
+		n := uint64(payload(known))
+		s.live.bytes.down.Add(n)
+		p.sum.down.Add(n)
+	}
+}
+
+// payload is the bytes of datagrams, together.
+func payload(ms []flow.Datagram) (n int) {
+	for i := range ms {
+		n += len(ms[i].Data)
+	}
+	return n
 }
 
 // close ends the associations and waits for all goroutines.
 func (s *session) close() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
 	for _, p := range s.paths {
 		_ = p.conn.Close()
 	}

@@ -19,15 +19,16 @@ import (
 // whose answer it is; nor where a name and an address were. So the second of
 // them gets an association of its own.
 type path struct {
-	u     *upstream.Upstream
-	conn  net.PacketConn
-	sum   *traffic
-	ended atomic.Bool // set by the reader: the association is gone
+	u      *upstream.Upstream
+	conn   net.PacketConn
+	sender flow.BatchSender // conn; nil if it is none
+	sum    *traffic
+	ended  atomic.Bool // set by the reader: the association is gone
 
 	mu    sync.Mutex
-	real  map[uint16]bool                // guarded by mu; ports of destinations the app knows by their real address
-	fakes map[uint16]fakeDest            // guarded by mu; by port
-	aka   map[upstream.NameAddr]net.Addr // guarded by mu; what the app knows a name by
+	real  map[uint16]bool                     // guarded by mu; ports of destinations the app knows by their real address
+	fakes map[uint16]fakeDest                 // guarded by mu; by port; nil if there are none
+	aka   map[upstream.NameAddr]flow.Datagram // guarded by mu; what the app knows a name by; nil if there are none
 }
 
 // fakeDest is a destination that the app knows by a fake address.
@@ -59,10 +60,8 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 		return nil
 	}
 	s.live.trace.CompareAndSwap(nil, &tr)
-	p := &path{
-		u: e.d.u, conn: conn, sum: s.h.sumOf(e.d.u),
-		real: make(map[uint16]bool), fakes: make(map[uint16]fakeDest), aka: make(map[upstream.NameAddr]net.Addr),
-	}
+	p := &path{u: e.d.u, conn: conn, sum: s.h.sumOf(e.d.u), real: make(map[uint16]bool)}
+	p.sender, _ = conn.(flow.BatchSender)
 	p.admit(e, ap)
 	s.paths = append(s.paths, p)
 	s.wg.Add(1)
@@ -77,45 +76,68 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 func (p *path) admit(e *dest, ap netip.AddrPort) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	name, named := e.to.(upstream.NameAddr)
-	switch {
-	case !named:
+	if e.to.Name == "" {
 		if _, ok := p.fakes[ap.Port()]; ok {
 			return false
 		}
 		p.real[ap.Port()] = true
-	case ap.IsValid(): // the app has a fake address
+		return true
+	}
+	name := upstream.NameAddr{Name: e.to.Name, Port: e.to.Addr.Port()}
+	known := flow.Datagram{Addr: ap}
+	if ap.IsValid() { // the app has a fake address
 		if f, ok := p.fakes[ap.Port()]; ok && f.app != ap || p.real[ap.Port()] {
 			return false
 		}
-		p.fakes[ap.Port()] = fakeDest{name, ap}
-		p.aka[name] = flow.UDPAddrOf(ap)
-	default: // the app said the name itself
-		if len(p.aka) >= maxDests {
-			clear(p.aka)
+		if p.fakes == nil {
+			p.fakes = make(map[uint16]fakeDest)
 		}
-		p.aka[name] = name
+		p.fakes[ap.Port()] = fakeDest{name, ap}
+	} else { // the app said the name itself
+		known = e.to
 	}
+	if p.aka == nil || len(p.aka) >= maxDests {
+		p.aka = make(map[upstream.NameAddr]flow.Datagram)
+	}
+	p.aka[name] = known
 	return true
 }
 
-// source is the address that the app knows the sender of an answer by; nil if
-// there is none.
-func (p *path) source(from net.Addr) net.Addr {
+// translate gives ms the sources that the app knows the senders by, and leaves
+// out those that it cannot know.
+func (p *path) translate(ms []flow.Datagram) []flow.Datagram {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if name, ok := from.(upstream.NameAddr); ok {
-		return p.aka[name]
+	n := 0
+	for _, m := range ms {
+		if m.Name != "" {
+			known, ok := p.aka[upstream.NameAddr{Name: m.Name, Port: m.Addr.Port()}]
+			if !ok {
+				continue
+			}
+			m.Addr, m.Name = known.Addr, known.Name
+		} else if f, ok := p.fakes[m.Addr.Port()]; ok {
+			m.Addr = f.app
+		}
+		ms[n] = m
+		n++
 	}
-	ap := flow.AddrPortOf(from)
-	if f, ok := p.fakes[ap.Port()]; ok {
-		return flow.UDPAddrOf(f.app)
-	}
-	return from
+	return ms[:n]
 }
 
 // receive gives the answers of one association to the app until it ends.
 func (s *session) receive(ctx context.Context, p *path) {
+	if r, ok := p.conn.(flow.BatchReceiver); ok {
+		_ = r.Receive(func(ms []flow.Datagram) { s.deliver(p, ms) })
+	} else {
+		s.receiveEach(ctx, p)
+	}
+	p.ended.Store(true)
+	_ = p.conn.Close()
+}
+
+// receiveEach is receive where datagrams come one by one.
+func (s *session) receiveEach(ctx context.Context, p *path) {
 	b := s.h.datagrams.Get().(*[datagramBytes]byte)
 	defer s.h.datagrams.Put(b)
 	failures := 0
@@ -126,15 +148,14 @@ func (s *session) receive(ctx context.Context, p *path) {
 			if failures++; failures < 8 && !gone(err) && ctx.Err() == nil {
 				continue
 			}
-			p.ended.Store(true)
-			_ = p.conn.Close()
 			return
 		}
 		failures = 0
-		if src := p.source(from); src != nil {
-			p.sum.down.Add(uint64(n))
-			s.deliver(b[:n], src)
+		m := flow.Datagram{Data: b[:n], Addr: flow.AddrPortOf(from)}
+		if name, ok := from.(upstream.NameAddr); ok {
+			m.Name, m.Addr = name.Name, netip.AddrPortFrom(netip.Addr{}, name.Port)
 		}
+		s.deliver(p, []flow.Datagram{m})
 	}
 }
 
@@ -143,6 +164,7 @@ func (s *session) ask(ctx context.Context, p []byte, to net.Addr) {
 	const maxQueries = 16
 	if s.queries.Add(1) > maxQueries {
 		s.queries.Add(-1)
+		s.h.udpLost.Add(1)
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)

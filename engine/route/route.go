@@ -71,10 +71,14 @@ type Counters struct {
 	Blocked              uint64 // not carried because of a rule, the UDP policy or Blocked
 	Up, Down             uint64 // payload bytes through upstreams
 	DirectUp, DirectDown uint64 // payload bytes straight to targets
-	UDPBlocked           uint64 // datagrams not sent because the upstream carries no UDP, or the policy or a rule forbids it
-	Reused               uint64 // flows without a new TCP or TLS handshake in their path
-	Warm                 uint64 // of these, on a connection that had been made ahead
-	Early                uint64 // flows whose first bytes left together with the request to the proxy
+	// Datagrams, but for the queries that DNS took. What an app has sent is
+	// counted in one of UDPUp, UDPBlocked and UDPLost, or by the inbound side.
+	UDPUp, UDPDown uint64 // given to an upstream or a target, and to apps
+	UDPLost        uint64 // that a socket did not take, either way, or that nobody can have meant
+	UDPBlocked     uint64 // datagrams not sent because the upstream carries no UDP, or the policy or a rule forbids it
+	Reused         uint64 // flows without a new TCP or TLS handshake in their path
+	Warm           uint64 // of these, on a connection that had been made ahead
+	Early          uint64 // flows whose first bytes left together with the request to the proxy
 }
 
 // Handler is the flow.Handler behind all inbound sides.
@@ -84,6 +88,7 @@ type Handler struct {
 	open                    atomic.Int64
 	total, refused, blocked atomic.Uint64
 	udpBlocked, reused      atomic.Uint64
+	udpUp, udpDown, udpLost atomic.Uint64
 	warm, early             atomic.Uint64
 	viaBytes, directBytes   traffic
 	phases                  phases
@@ -92,6 +97,7 @@ type Handler struct {
 	errs                    lastErrors
 	lot                     atomic.Pointer[lot] // nil: flows do not rest
 	chunks, datagrams       sync.Pool           // *[chunkBytes]byte, *[datagramBytes]byte
+	pushes                  sync.Pool           // *[maxPush]flow.Datagram
 }
 
 // traffic counts payload bytes.
@@ -104,6 +110,7 @@ func New(o Options) *Handler {
 	}
 	h := &Handler{opts: o}
 	h.chunks.New = func() any { return new([chunkBytes]byte) }
+	h.pushes.New = func() any { return new([maxPush]flow.Datagram) }
 	h.datagrams.New = func() any { return new([datagramBytes]byte) }
 	return h
 }
@@ -114,6 +121,7 @@ func (h *Handler) Counters() Counters {
 		Open: h.open.Load(), Total: h.total.Load(), Refused: h.refused.Load(), Blocked: h.blocked.Load(),
 		Up: h.viaBytes.up.Load(), Down: h.viaBytes.down.Load(),
 		DirectUp: h.directBytes.up.Load(), DirectDown: h.directBytes.down.Load(),
+		UDPUp: h.udpUp.Load(), UDPDown: h.udpDown.Load(), UDPLost: h.udpLost.Load(),
 		UDPBlocked: h.udpBlocked.Load(), Reused: h.reused.Load(),
 		Warm: h.warm.Load(), Early: h.early.Load(),
 	}

@@ -38,6 +38,7 @@ type socks5 struct {
 	spec  Spec
 	stats *counters
 	line  line
+	batches
 }
 
 func newSOCKS5(nd *netDialer, s Spec, stats *counters) *socks5 {

@@ -8,7 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"time"
+	"sync/atomic"
+	"syscall"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -33,18 +34,21 @@ func (d *socks5) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn
 		abort(control)
 		return nil, err
 	}
-	lc := net.ListenConfig{Control: d.net.opts.Control}
-	network, local := "udp4", "0.0.0.0:0"
-	if relay.Addr().Is6() {
-		network, local = "udp6", "[::]:0"
-	}
-	pc, err := lc.ListenPacket(ctx, network, local)
+	// A connected socket hears nobody but the relay, and saves looking up the
+	// route for each datagram.
+	nd := net.Dialer{Control: d.net.opts.Control}
+	c, err := nd.DialContext(ctx, "udp", relay.String())
 	if err != nil {
 		abort(control)
 		return nil, fault(Unreachable, fmt.Errorf("open UDP socket: %w", err), "")
 	}
-	a := &association{udp: pc.(*net.UDPConn), control: control, relay: relay, stats: d.stats}
-	a.bufs.New = func() any { return new([maxSOCKSHeaderBytes + maxDatagramBytes]byte) }
+	a := &association{UDPConn: c.(*net.UDPConn), control: control, dialer: d}
+	if a.raw, err = a.SyscallConn(); err != nil {
+		_ = a.UDPConn.Close()
+		abort(control)
+		return nil, fault(Unreachable, fmt.Errorf("open UDP socket: %w", err), "")
+	}
+	prepare(a.raw)
 	a.watching.Add(1)
 	go a.watch()
 	return a, nil
@@ -94,28 +98,30 @@ func reachable(said, proxy netip.Addr) netip.Addr {
 
 // association is the app-side view of one UDP ASSOCIATE.
 type association struct {
-	udp      *net.UDPConn
-	control  *net.TCPConn
-	relay    netip.AddrPort
-	stats    *counters
-	bufs     sync.Pool // *[maxSOCKSHeaderBytes + maxDatagramBytes]byte
-	watching sync.WaitGroup
-	closing  sync.Once
+	*net.UDPConn // connected to the relay
+	raw          syscall.RawConn
+	control      *net.TCPConn
+	dialer       *socks5
+	alone        atomic.Bool // the kernel does not cut messages into datagrams
+	watching     sync.WaitGroup
+	closing      sync.Once
 }
+
+var _ net.PacketConn = (*association)(nil)
 
 // watch ends the association when the proxy closes the TCP connection. What
 // the proxy says on it is dropped.
 func (a *association) watch() {
 	defer a.watching.Done()
 	_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{a.control}, make([]byte, 64))
-	_ = a.udp.Close()
+	_ = a.UDPConn.Close()
 }
 
 // Close ends the association and waits for its goroutine. It is idempotent.
 func (a *association) Close() error {
 	a.closing.Do(func() {
 		_ = a.control.Close()
-		_ = a.udp.Close()
+		_ = a.UDPConn.Close()
 	})
 	a.watching.Wait()
 	return nil
@@ -129,22 +135,27 @@ func (a *association) WriteTo(p []byte, to net.Addr) (int, error) {
 	var t flow.Target
 	switch to := to.(type) {
 	case NameAddr:
-		if to.Name == "" || len(to.Name) > maxHostBytes {
-			return 0, errors.New("send datagram: bad name")
-		}
 		t = flow.Target{Name: to.Name, Port: to.Port}
 	case *net.UDPAddr:
 		t = flow.TargetOf(to.AddrPort())
 	default:
 		return 0, fmt.Errorf("send datagram: address of type %T is neither IP nor name", to)
 	}
-	buf := a.bufs.Get().(*[maxSOCKSHeaderBytes + maxDatagramBytes]byte)
-	defer a.bufs.Put(buf)
-	b := append(appendSOCKSAddr(append(buf[:0], 0, 0, 0), t), p...)
-	if _, err := a.udp.WriteToUDPAddrPort(b, a.relay); err != nil {
+	if !nameable(t) {
+		return 0, errName
+	}
+	b := append(appendSOCKSAddr(make([]byte, 3, maxSOCKSHeaderBytes+len(p)), t), p...)
+	if _, err := a.Write(b); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+var errName = errors.New("send datagram: no address, and no name that fits into a header")
+
+// nameable reports whether a SOCKS5 header can say t.
+func nameable(t flow.Target) bool {
+	return t.Name == "" && t.Addr.IsValid() || t.Name != "" && len(t.Name) <= maxHostBytes
 }
 
 // ReadFrom gives a datagram from the relay and whom the relay had it from: a
@@ -153,16 +164,14 @@ func (a *association) WriteTo(p []byte, to net.Addr) (int, error) {
 // len(p) minus 262 bytes may be cut.
 func (a *association) ReadFrom(p []byte) (int, net.Addr, error) {
 	for {
-		n, from, err := a.udp.ReadFromUDPAddrPort(p)
+		n, err := a.Read(p)
 		if err != nil {
 			return 0, nil, err
 		}
-		if netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) == a.relay {
-			if t, payload, ok := parseSOCKSDatagram(p[:n]); ok {
-				return copy(p, payload), addrOf(t), nil
-			}
+		if t, payload, ok := parseSOCKSDatagram(p[:n]); ok {
+			return copy(p, payload), addrOf(t), nil
 		}
-		a.stats.udpBogus.Add(1)
+		a.dialer.stats.udpBogus.Add(1)
 	}
 }
 
@@ -205,11 +214,3 @@ func parseSOCKSDatagram(b []byte) (t flow.Target, payload []byte, ok bool) {
 	t.Port = uint16(rest[n])<<8 | uint16(rest[n+1])
 	return t, rest[n+2:], true
 }
-
-func (a *association) LocalAddr() net.Addr { return a.udp.LocalAddr() }
-
-var _ net.PacketConn = (*association)(nil)
-
-func (a *association) SetDeadline(t time.Time) error      { return a.udp.SetDeadline(t) }
-func (a *association) SetReadDeadline(t time.Time) error  { return a.udp.SetReadDeadline(t) }
-func (a *association) SetWriteDeadline(t time.Time) error { return a.udp.SetWriteDeadline(t) }

@@ -110,7 +110,7 @@ func New(s Spec, o Options) (*Upstream, error) {
 	nd := &netDialer{opts: o}
 	switch s.Scheme {
 	case schemeDirect:
-		d := &direct{net: nd}
+		d := &direct{net: nd, stats: &u.stats}
 		u.streams, u.packets = d, packets{u, d}
 		return u, nil
 	case schemeSOCKS5:
