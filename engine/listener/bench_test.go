@@ -48,14 +48,15 @@ func (dialer) HandlePackets(context.Context, flow.Flow, net.PacketConn) {}
 
 const benchBody = 512
 
-// newBench starts an origin that answers each head with the same response.
-func newBench(b *testing.B) bench {
+// newBench starts an origin that answers each head with the same response of
+// size bytes.
+func newBench(b *testing.B, size int) bench {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	answer := []byte(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nCache-Control: no-cache\r\nETag: \"x\"\r\n\r\n%s", benchBody, strings.Repeat("x", benchBody)))
+	answer := []byte(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nCache-Control: no-cache\r\nETag: \"x\"\r\n\r\n%s", size, strings.Repeat("x", size)))
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -90,8 +91,9 @@ func newBench(b *testing.B) bench {
 	return bench{p.Addr().String(), l.Addr().String()}
 }
 
-// browse sends n requests such as a browser's by one connection.
-func (e bench) browse(b *testing.B, address, target string, next func() bool) {
+// browse sends requests such as a browser's by one connection while next says
+// so, each for size bytes.
+func (e bench) browse(b *testing.B, address, target string, size int, next func() bool) {
 	c, err := net.Dial("tcp", address)
 	if err != nil {
 		b.Error(err)
@@ -115,7 +117,7 @@ func (e bench) browse(b *testing.B, address, target string, next func() bool) {
 			}
 			length = len(line)
 		}
-		if _, err := r.Discard(benchBody); err != nil {
+		if _, err := r.Discard(size); err != nil {
 			b.Error(err)
 			return
 		}
@@ -128,7 +130,7 @@ func BenchmarkPlainHTTP(b *testing.B) {
 	for _, by := range []string{"proxy", "straight"} {
 		for _, conns := range []int{1, 32} {
 			b.Run(fmt.Sprintf("by=%s/conns=%d", by, conns), func(b *testing.B) {
-				e := newBench(b)
+				e := newBench(b, benchBody)
 				address, target := e.proxy, "http://origin.test/path?query"
 				if by == "straight" {
 					address, target = e.origin, "/path?query"
@@ -139,7 +141,7 @@ func BenchmarkPlainHTTP(b *testing.B) {
 				for i := range conns {
 					wg.Go(func() {
 						left := (b.N + conns - 1 - i) / conns
-						e.browse(b, address, target, func() bool { left--; return left >= 0 })
+						e.browse(b, address, target, benchBody, func() bool { left--; return left >= 0 })
 					})
 				}
 				wg.Wait()
@@ -149,10 +151,20 @@ func BenchmarkPlainHTTP(b *testing.B) {
 	}
 }
 
+// BenchmarkPlainHTTPDownload is one response of 16 MiB.
+func BenchmarkPlainHTTPDownload(b *testing.B) {
+	const size = 16 << 20
+	e := newBench(b, size)
+	b.SetBytes(size)
+	left := b.N
+	b.ResetTimer()
+	e.browse(b, e.proxy, "http://origin.test/", size, func() bool { left--; return left >= 0 })
+}
+
 // BenchmarkConnect is a CONNECT to the target's first byte and the end, with
 // 16 apps at a time.
 func BenchmarkConnect(b *testing.B) {
-	e := newBench(b)
+	e := newBench(b, benchBody)
 	request := []byte("CONNECT origin.test:443 HTTP/1.1\r\nHost: origin.test:443\r\nUser-Agent: bench\r\nProxy-Connection: keep-alive\r\n\r\n")
 	const workers = 16
 	b.ReportAllocs()

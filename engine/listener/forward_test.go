@@ -285,6 +285,42 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+// TestAppLeaves: nobody works on for an app that has gone.
+func TestAppLeaves(t *testing.T) {
+	var d direct
+	proxy := start(t, &d)
+	begun, gone := make(chan bool), make(chan bool)
+	port := origin(t, func(_ http.ResponseWriter, r *http.Request) {
+		begun <- true
+		<-r.Context().Done()
+		gone <- true
+	})
+	a := dialT(t, proxy)
+	a.say("GET http://127.0.0.1:%s/ HTTP/1.1\r\nHost: x\r\n\r\n", port)
+	<-begun
+	a.Close()
+	<-gone
+}
+
+// FuzzTargetOfAuthority: whatever a request line says, a target is a host name
+// or an address, and a port.
+func FuzzTargetOfAuthority(f *testing.F) {
+	for _, s := range []string{"a.test:443", "[::1]:80", "A.Test.", "[fe80::1%25eth0]:1", "::1", "a:b:c", "a.test:0", "a\r\nb:1", "x@y:1", ":80"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, standard := range []uint16{0, 80} {
+			to, err := targetOfAuthority(s, standard)
+			if err != nil {
+				continue
+			}
+			if to.Port == 0 || (to.Name == "") != to.Addr.IsValid() || strings.ContainsFunc(to.Name, notInName) || len(to.Name) > 253 {
+				t.Fatalf("%q: %+v", s, to)
+			}
+		}
+	})
+}
+
 // TestBrokenResponses: what is cut short does not look whole.
 func TestBrokenResponses(t *testing.T) {
 	var d direct
