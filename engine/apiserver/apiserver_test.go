@@ -309,7 +309,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("content type %q", ct)
 	}
 	for _, want := range []string{`atlantic_state{state="on"} 1`, `atlantic_state{state="off"} 0`,
-		`atlantic_upstream_rtt_seconds{upstream="a\"b\\c\nd"} 0.012`, `# TYPE atlantic_flows_total counter`} {
+		`atlantic_upstream_rtt_seconds{upstream="a\"b\\c\nd"} 0.012`, `# TYPE atlantic_flows_total counter`, `# TYPE atlantic_goroutines gauge`, `# TYPE atlantic_heap_live_bytes gauge`} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("no line %s in\n%s", want, text)
 		}

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"fmt"
 	"net/http"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 func (s *Server) metrics(w http.ResponseWriter, _ *http.Request, _ string) error {
 	header(w, "text/plain; version=0.0.4; charset=utf-8")
 	fmt.Fprint(w, metricsText(s.backend.Status(), s.backend.Upstreams(), s.watchers.Load()))
+	fmt.Fprint(w, processText())
 	return nil
 }
 
@@ -82,6 +84,19 @@ func metricsText(st api.Status, ups api.Upstreams, watchers int64) string {
 	}
 	m.family("atlantic_api_watchers", "gauge", "Clients of GET /v1/watch.")
 	m.sample(float64(watchers))
+	return m.text.String()
+}
+
+// processText tells what the service itself holds, so that growth over days
+// shows.
+func processText() string {
+	now := []metrics.Sample{{Name: "/sched/goroutines:goroutines"}, {Name: "/gc/heap/live:bytes"}}
+	metrics.Read(now)
+	var m metricsWriter
+	m.family("atlantic_goroutines", "gauge", "Goroutines of the service.")
+	m.sample(float64(now[0].Value.Uint64()))
+	m.family("atlantic_heap_live_bytes", "gauge", "Bytes of the heap that the last garbage collection has left.")
+	m.sample(float64(now[1].Value.Uint64()))
 	return m.text.String()
 }
 
