@@ -21,6 +21,9 @@ import (
 type Options struct {
 	Atlanticd string   // the service's binary
 	Rows      []string // names from Rows; nil for all
+	// Upstreams restricts rows that have several kinds to these: socks5, connect,
+	// connect-in-tls, http2, and danted, tinyproxy, squid, apache2; nil for all.
+	Upstreams []string
 	// Quick makes every row a matter of seconds: it shows that the row works,
 	// its figures mean nothing.
 	Quick     bool

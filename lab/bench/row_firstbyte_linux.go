@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/lab"
@@ -31,9 +32,13 @@ func schemes() []scheme {
 	}
 }
 
-// someSchemes are all, or two that have little in common.
-func (r *runner) someSchemes() []scheme {
-	return pick(r, schemes(), []scheme{schemes()[0], schemes()[3]})
+// schemes are those that were asked for, of all or, if it has to be quick, of
+// two that have little in common.
+func (r *runner) schemes() []scheme {
+	all := pick(r, schemes(), []scheme{schemes()[0], schemes()[3]})
+	return slices.DeleteFunc(all, func(c scheme) bool {
+		return len(r.Upstreams) > 0 && !slices.Contains(r.Upstreams, slug(c.name))
+	})
 }
 
 // firstByte is the row "first-byte".
@@ -51,7 +56,7 @@ func (r *runner) firstByte(ctx context.Context) error {
 		Notes: []string{"From connect(2) to the first byte of the answer. Steady: one fresh connection after the other, 30 ms between them, " +
 			"after as many that are not counted. An app that speaks to an HTTP/2 proxy itself is counted with a session of its own for each connection, as CONNECT in TLS."},
 	}
-	for i, c := range r.someSchemes() {
+	for i, c := range r.schemes() {
 		cells, err := r.firstByteOf(ctx, s, c, i)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
@@ -32,6 +33,9 @@ func (r *runner) peersReal(ctx context.Context) error {
 	}
 	var errs []error
 	for i, p := range pick(r, peers(), []peer{peers()[0], peers()[3]}) {
+		if len(r.Upstreams) > 0 && !slices.Contains(r.Upstreams, string(p.kind)) {
+			continue
+		}
 		slow, err := r.peerSlow(ctx, p, i)
 		var fast []string
 		if err == nil {

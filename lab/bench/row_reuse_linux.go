@@ -25,7 +25,7 @@ func (r *runner) reuse(ctx context.Context) error {
 			"Reuse is what status counted as reused, by the connections that apps made; \"in status\" is its own ratio since the start. That the first byte came within 1.5 round trips was seen by the apps. " +
 			"A connection at the proxy serves one flow (HTTP/2: many); what is above 1 was made ahead and not used."},
 	}
-	for i, c := range r.someSchemes() {
+	for i, c := range r.schemes() {
 		p, err := s.proxy(c.scheme, i, c.http1)
 		if err != nil {
 			return err
@@ -52,7 +52,8 @@ func (r *runner) reuse(ctx context.Context) error {
 }
 
 func (r *runner) reuseIn(ctx context.Context, s *stage, v *service, p *proxy.Proxy, c scheme, phase string) ([]string, error) {
-	task := Task{Kind: Browse, Targets: names(40), Time: pick(r, time.Minute, time.Second), Seed: 7, Samples: true}
+	length := map[string]time.Duration{"cold": time.Minute, "steady": 30 * time.Second}[phase]
+	task := Task{Kind: Browse, Targets: names(40), Time: pick(r, length, time.Second), Seed: 7, Samples: true}
 	var before, after api.Status
 	var res Result
 	accepted := p.Counters.Accepted.Load()

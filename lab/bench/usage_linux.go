@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -19,7 +18,7 @@ type usage struct {
 	descriptors int
 	threads     int
 	goroutines  float64 // 0 if the service does not tell
-	heap        float64 // bytes in use; 0 if the service does not tell
+	heap        float64 // bytes alive at the last collection; 0 if the service does not tell
 }
 
 func (v *service) usage(ctx context.Context) (usage, error) {
@@ -43,19 +42,17 @@ func (v *service) usage(ctx context.Context) (usage, error) {
 	if err := v.get(ctx, "/v1/metrics", &text); err != nil {
 		return u, err
 	}
-	u.goroutines = metric(text, "atlantic_goroutines", "go_goroutines")
-	u.heap = metric(text, "atlantic_heap_bytes", "go_memstats_heap_inuse_bytes", "go_memstats_heap_alloc_bytes")
+	u.goroutines = metric(text, "atlantic_goroutines")
+	u.heap = metric(text, "atlantic_heap_live_bytes")
 	return u, nil
 }
 
-// metric is the first of names in a Prometheus text, 0 if there is none.
-func metric(text string, names ...string) float64 {
-	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {
-		name, value, _ := strings.Cut(lines.Text(), " ")
-		for _, n := range names {
-			if f, err := strconv.ParseFloat(value, 64); n == name && err == nil {
-				return f
-			}
+// metric is a sample without labels of a Prometheus text, 0 if there is none.
+func metric(text, name string) float64 {
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			f, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return f
 		}
 	}
 	return 0

@@ -25,9 +25,10 @@ func main() {
 		return
 	}
 	opt := bench.Options{Progress: os.Stderr, Command: "bench " + strings.Join(os.Args[1:], " ")}
-	var only, out string
+	var only, upstreams, out string
 	flag.StringVar(&opt.Atlanticd, "atlanticd", "bin/atlanticd", "the service to measure")
 	flag.StringVar(&only, "rows", "", "comma-separated rows; all if empty")
+	flag.StringVar(&upstreams, "upstreams", "", "comma-separated: socks5, connect, connect-in-tls, http2, danted, tinyproxy, squid, apache2; all if empty")
 	flag.BoolVar(&opt.Quick, "quick", false, "seconds a row: shows that it works, its figures mean nothing")
 	flag.IntVar(&opt.SoakFlows, "soak-flows", 2_000_000, "flows of the row soak")
 	flag.DurationVar(&opt.SoakTime, "soak-time", 20*time.Minute, "how long the row soak takes")
@@ -43,6 +44,9 @@ func main() {
 	}
 	if only != "" {
 		opt.Rows = strings.Split(only, ",")
+	}
+	if upstreams != "" {
+		opt.Upstreams = strings.Split(upstreams, ",")
 	}
 	report, err := bench.Run(ctx, opt)
 	if report != nil {
