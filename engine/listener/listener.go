@@ -79,11 +79,13 @@ func Listen(o Options) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+	// An app on this machine does not vanish in silence: keep-alives would only
+	// cost each connection four system calls.
+	l, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp", addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen for the local proxy on %s: %w", o.Address, err)
 	}
-	return &Listener{opts: o, tcp: l, close: sync.OnceValue(l.Close)}, nil
+	return &Listener{opts: o, tcp: l.(*net.TCPListener), close: sync.OnceValue(l.Close)}, nil
 }
 
 // loopback parses address and insists that nobody but this machine reaches it:
