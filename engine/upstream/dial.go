@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -23,7 +24,8 @@ const (
 
 // netDialer opens the sockets of all dialers, through Options.Control.
 type netDialer struct {
-	opts Options
+	opts    Options
+	records sync.Pool // *[]byte, see wire
 }
 
 // resolve turns a host name or literal into addresses.

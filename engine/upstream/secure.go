@@ -20,7 +20,8 @@ const (
 // tlsConn is a TLS connection as a flow.StreamConn: close_notify is its FIN.
 type tlsConn struct {
 	*tls.Conn
-	tcp *net.TCPConn
+	tcp  *net.TCPConn
+	wire *wire // over tcp, below the Conn
 }
 
 // CloseRead does nothing: TLS has no way to say it, and what arrives is
@@ -59,7 +60,8 @@ func (d *netDialer) dialTLS(ctx context.Context, s Spec, stats *counters, config
 		return nil, err
 	}
 	begin := time.Now()
-	c := tls.Client(tcp, config)
+	w := &wire{TCPConn: tcp, bufs: &d.records}
+	c := tls.Client(w, config)
 	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err = c.HandshakeContext(bounded)
@@ -71,7 +73,7 @@ func (d *netDialer) dialTLS(ctx context.Context, s Spec, stats *counters, config
 		}
 		return nil, tlsFault(err)
 	}
-	return &tlsConn{c, tcp}, nil
+	return &tlsConn{c, tcp, w}, nil
 }
 
 // secure dials through an HTTP proxy over TLS with the HTTP version that ALPN
