@@ -40,18 +40,27 @@ func specOf(c config.Upstream) (upstream.Spec, error) {
 	if p := c.Password.Reveal(); p != "" {
 		spec.Password = upstream.Secret(p)
 	}
-	spec.SNI = c.SNI
-	if c.CA != "" {
-		pem, err := os.ReadFile(c.CA)
-		if err != nil {
-			return spec, fmt.Errorf("upstream %q: ca: %w", c.Name, err)
-		}
-		spec.CA = x509.NewCertPool()
-		if !spec.CA.AppendCertsFromPEM(pem) {
-			return spec, fmt.Errorf("upstream %q: ca: %s holds no PEM certificate", c.Name, c.CA)
-		}
+	spec.SNI, spec.NoEarly = c.SNI, !c.EarlyData
+	if spec.CA, err = certPool(c.CA); err != nil {
+		return spec, fmt.Errorf("upstream %q: %w", c.Name, err)
 	}
 	return spec, nil
+}
+
+// certPool reads whom TLS trusts; nil, the system's, if there is no file.
+func certPool(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("ca: %s holds no PEM certificate", file)
+	}
+	return pool, nil
 }
 
 func udpPolicy(s string) route.UDPPolicy {

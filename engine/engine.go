@@ -123,7 +123,9 @@ func New(opt Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.ups, err = newUpstreams(opt.Config, opt.Host.Control, e.names.lookup, opt.Log); err != nil {
+	if e.ups, err = newUpstreams(opt.Config, opt.StateDir, upstream.Options{
+		Control: opt.Host.Control, Resolve: e.names.lookup, Log: opt.Log,
+	}); err != nil {
 		return nil, err
 	}
 	e.names.use(e.ups)
@@ -169,6 +171,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.log.Warn("flows keep what they hold while idle", "err", err)
 		}
 	})
+	keepers.Go(func() { e.ups.run(beside) })
 	e.names.setNetwork(uplinkOf(e.opt.Host))
 	e.first()
 	changes := e.opt.Host.Changes()
@@ -189,6 +192,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 			e.names.setNetwork(c)
 			e.names.switched() // what is open leaves by the former network
+			e.ups.flush()
 			if e.m.state == api.Blocked && c.Up {
 				e.timer.Reset(0)
 			}

@@ -1,16 +1,11 @@
 package engine
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
@@ -28,11 +23,13 @@ const keepRetired = 4
 // upstreams are the configured upstreams, at most one more that the user gave
 // as a URL, and which of them is in use.
 type upstreams struct {
-	opt    upstream.Options
-	direct *upstream.Upstream
-	list   []*upstream.Upstream // configured, in order; direct alone if there are none
-	byName map[string]*upstream.Upstream
-	cur    atomic.Pointer[upstream.Upstream]
+	opt      upstream.Options
+	direct   *upstream.Upstream
+	list     []*upstream.Upstream // configured, in order; direct alone if there are none
+	byName   map[string]*upstream.Upstream
+	cur      atomic.Pointer[upstream.Upstream]
+	balanced []*balanced // of byName those with several endpoints
+	verdicts *verdicts
 	// changed has a value after another upstream was chosen, or one of them has
 	// come to another verdict on early data.
 	changed chan struct{}
@@ -43,21 +40,24 @@ type upstreams struct {
 	retired []*upstream.Upstream // guarded by mu
 }
 
-func newUpstreams(cfg *config.Config, control func(string, string, syscall.RawConn) error,
-	resolve func(context.Context, string) ([]netip.Addr, error), log *slog.Logger) (*upstreams, error) {
+func newUpstreams(cfg *config.Config, stateDir string, opt upstream.Options) (*upstreams, error) {
 	us := &upstreams{
-		opt:    upstream.Options{Control: control, Resolve: resolve, Log: log},
-		byName: map[string]*upstream.Upstream{},
-		choice: autoName,
-
-		changed: make(chan struct{}, 1),
+		opt:      opt,
+		byName:   map[string]*upstream.Upstream{},
+		choice:   autoName,
+		verdicts: loadVerdicts(stateDir),
+		changed:  make(chan struct{}, 1),
 	}
-	us.opt.EarlyChanged = func(*upstream.Upstream) { us.poke() }
+	us.opt.EarlyKnown = us.verdicts.known
+	us.opt.EarlyChanged = func(u *upstream.Upstream) {
+		us.verdicts.keep(u)
+		us.poke()
+	}
 	spec, err := upstream.ParseURL("direct", "direct://")
 	if err != nil {
 		return nil, err
 	}
-	if us.direct, err = upstream.New(spec, us.opt); err != nil {
+	if us.direct, err = us.open(spec, 0); err != nil {
 		return nil, err
 	}
 	us.byName["direct"] = us.direct
@@ -66,18 +66,54 @@ func newUpstreams(cfg *config.Config, control func(string, string, syscall.RawCo
 		if err != nil {
 			return nil, err
 		}
-		u, err := upstream.New(spec, us.opt)
+		u, err := us.open(spec, c.Pool)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %q: %w", c.Name, err)
 		}
-		us.list = append(us.list, u)
-		us.byName[c.Name] = u
+		us.add(u)
+	}
+	if err := us.addBalanced(cfg, stateDir); err != nil {
+		return nil, err
 	}
 	if len(us.list) == 0 {
 		us.list = append(us.list, us.direct)
 	}
 	us.cur.Store(us.list[0])
 	return us, nil
+}
+
+// open makes an upstream of one proxy, with what is known about it.
+func (us *upstreams) open(spec upstream.Spec, pool int) (*upstream.Upstream, error) {
+	u, err := upstream.New(spec, us.pooled(pool))
+	if err == nil {
+		u.SetEarly(us.verdicts.known(spec))
+	}
+	return u, err
+}
+
+// pooled are the options with so many warm connections at most.
+func (us *upstreams) pooled(most int) upstream.Options {
+	o := us.opt
+	if o.PoolMax = most; most == 0 {
+		o.PoolMax = -1 // none
+	}
+	return o
+}
+
+func (us *upstreams) add(u *upstream.Upstream) {
+	us.list = append(us.list, u)
+	us.byName[u.Spec().Name] = u
+}
+
+// flush lets go of connections that were made before the network changed.
+func (us *upstreams) flush() {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	for _, u := range append(append([]*upstream.Upstream{us.extra}, us.list...), us.retired...) {
+		if u != nil {
+			u.Flush()
+		}
+	}
 }
 
 // poke puts a value into changed.
@@ -119,7 +155,7 @@ func (us *upstreams) find(choice string) (*upstream.Upstream, error) {
 	if spec.Scheme == "direct" {
 		return us.direct, nil
 	}
-	return upstream.New(spec, us.opt)
+	return us.open(spec, config.DefaultPool)
 }
 
 // use makes u, which find has returned for choice, the one in use.
@@ -179,6 +215,9 @@ func (us *upstreams) snapshot() api.Upstreams {
 	}
 	for _, u := range all {
 		a := describe(u)
+		if b := us.balancedOf(a.Name); b != nil && b.up == u {
+			a.Endpoints = b.endpoints()
+		}
 		a.InUse = u == cur
 		out.Upstreams = append(out.Upstreams, a)
 	}
@@ -223,131 +262,4 @@ func redactChoice(choice string) string {
 		return "(a URL)"
 	}
 	return u.Redacted()
-}
-
-// upstreamSwitch is the answer of the check that precedes a switch.
-type upstreamSwitch struct {
-	to     *upstream.Upstream
-	choice string
-	on     *bool // what else was asked for in the same call
-}
-
-// SetPrefs changes what the user wants. It returns once the change has been
-// accepted: an unknown upstream, and one that does not answer while traffic
-// depends on it, are refused and nothing changes; coming up or going down takes
-// place afterwards and is told by Watch.
-func (e *Engine) SetPrefs(ctx context.Context, p api.Prefs) (api.Status, error) {
-	reply := make(chan error, 1)
-	select {
-	case e.in <- message{prefs: &p, reply: reply}:
-	case <-ctx.Done():
-		return e.Status(), ctx.Err()
-	case <-e.ended:
-		return e.Status(), errStopping
-	}
-	select {
-	case err := <-reply:
-		return e.Status(), err
-	case <-ctx.Done():
-		return e.Status(), ctx.Err()
-	case <-e.ended:
-		return e.Status(), errStopping
-	}
-}
-
-var (
-	errStopping = errors.New("the service is stopping")
-	errReplaced = &api.Error{Code: api.ErrBadRequest, Message: "another command came before this upstream was checked",
-		Hint: "`atlantic status` shows what is in use now"}
-)
-
-func (e *Engine) setPrefs(m message) {
-	p := m.prefs
-	if e.sw != nil && (p.Upstream != nil || p.On != nil && !*p.On) {
-		e.sw.cancel() // who asked for it is told by switched
-		e.sw = nil
-	}
-	if p.Upstream != nil {
-		u, err := e.ups.find(*p.Upstream)
-		if err != nil {
-			m.reply <- err
-			return
-		}
-		staysUp := (e.m.state == api.On || e.m.state == api.Blocked) && (p.On == nil || *p.On)
-		if staysUp && u != e.ups.current() {
-			sw := &upstreamSwitch{to: u, choice: *p.Upstream, on: p.On}
-			e.sw = e.spawn(func(ctx context.Context) message {
-				return message{sw: sw, err: u.Check(ctx), reply: m.reply}
-			})
-			return
-		}
-		e.choose(u, *p.Upstream)
-	}
-	e.setOn(p.On)
-	e.publish() // the caller reads the new status as soon as it is answered
-	m.reply <- nil
-}
-
-// choose puts u in use and keeps the choice. Flows that are open stay with the
-// former one, but nothing new goes there; what was found out about it, or is
-// still being found out, does not count any more.
-func (e *Engine) choose(u *upstream.Upstream, choice string) {
-	former := e.ups.current()
-	e.ups.use(u, choice)
-	if u != former {
-		e.reconnect()
-		if e.probe != nil {
-			e.probe.cancel()
-			e.probe = nil
-		}
-		if e.m.state == api.Starting && e.job != nil {
-			e.job.stale = true
-			e.job.cancel()
-		}
-	}
-	e.intent.Upstream = choice
-	if err := saveIntent(e.opt.StateDir, e.intent); err != nil {
-		e.log.Error("keep the choice of upstream", "err", err)
-	}
-}
-
-// reconnect keeps connections that are open from serving what is asked from now
-// on: other than flows of apps, they would never end.
-func (e *Engine) reconnect() {
-	e.names.switched()
-	if e.pipe != nil && e.pipe.local != nil {
-		e.pipe.local.Forget()
-	}
-}
-
-// switched ends what setPrefs began: the new upstream has been checked.
-func (e *Engine) switched(m message) {
-	if m.from != e.sw {
-		m.err = errReplaced
-	} else {
-		e.sw = nil
-	}
-	if m.err != nil {
-		e.ups.discard(m.sw.to)
-		m.reply <- Explain(m.err)
-		return
-	}
-	e.choose(m.sw.to, m.sw.choice)
-	if e.m.state == api.Blocked && e.pipe != nil && !e.broken && e.job == nil {
-		e.cause, e.tries = nil, 0
-		e.apply(inRecovered)
-	}
-	e.setOn(m.sw.on)
-	e.publish()
-	m.reply <- nil
-}
-
-func (e *Engine) setOn(on *bool) {
-	switch {
-	case on == nil:
-	case *on:
-		e.apply(inUp)
-	default:
-		e.apply(inDown)
-	}
 }

@@ -95,7 +95,7 @@ func TestParseFull(t *testing.T) {
 	if c.TUN.MTU != 1400 || c.TUN.Enabled || c.DNS.FakeRange.String() != "10.64.0.0/12" || len(c.DNS.Servers) != 3 || c.Protect.LAN {
 		t.Errorf("%+v", c)
 	}
-	if o := c.Upstreams[0]; o.Pool != defaultPool || !o.EarlyData || c.Upstreams[1].Pool != 8 || c.Upstreams[1].EarlyData {
+	if o := c.Upstreams[0]; o.Pool != DefaultPool || !o.EarlyData || c.Upstreams[1].Pool != 8 || c.Upstreams[1].EarlyData {
 		t.Errorf("%+v", c.Upstreams)
 	}
 	if p := c.Providers[0]; p.Country != "de" || p.Session != "per-app-30m" || !p.Pinned || len(p.Ports) != 2 || p.Password.String() != "file:/etc/atlantic/oxy.password" {

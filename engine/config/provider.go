@@ -58,8 +58,8 @@ func Kinds() []string {
 // Policies say which member a flow goes to.
 func Policies() []string { return []string{"latency", "failover", "weighted", "sticky"} }
 
-// defaultPool is how many connections are kept ready for a proxy at most.
-const defaultPool = 64
+// DefaultPool is how many connections are kept ready for a proxy at most.
+const DefaultPool = 64
 
 type rawProvider struct {
 	Name      string  `toml:"name"`
@@ -187,7 +187,7 @@ func checkList(r rawProvider, p Provider) (_ Provider, key, hint string, err err
 
 // transport checks the keys that upstreams and providers share.
 func transport(pool *int, early *string) (n int, on bool, key string, err error) {
-	n, on = defaultPool, true
+	n, on = DefaultPool, true
 	if pool != nil {
 		if n = *pool; n < 0 || n > 1024 {
 			return n, on, "pool", fmt.Errorf("pool %d is not from 0 to 1024", n)
@@ -301,7 +301,7 @@ func (p Provider) fields() []field {
 
 // transportFields renders what is not as by default.
 func transportFields(pool int, early bool) (out []field) {
-	if pool != defaultPool {
+	if pool != DefaultPool {
 		out = append(out, field{"pool", strconv.Itoa(pool)})
 	}
 	if !early {

@@ -22,7 +22,7 @@ type gateway struct {
 	streams protocol  // nil for SOCKS5, which authenticates each connection
 	prover  *prover   // of early data
 	stats   *counters // of streams
-	pace    *pace     // of answers; nil for SOCKS5
+	pace    *pace     // of answers to them; nil for SOCKS5
 }
 
 // member is one identity at a gateway, as an Upstream.
@@ -132,7 +132,7 @@ func (ms *members) newMember(e *resolve.Endpoint) (*member, error) {
 		if e.OneShot {
 			o.PoolMax = -1 // nobody else can use its connections
 		}
-		d := newSOCKS5(&netDialer{opts: o}, s, g.stats)
+		d := newSOCKS5(&netDialer{opts: o}, s, &u.stats)
 		u.streams, u.packets = d, packets{u, d}
 	}
 	if !e.UDP {
@@ -148,7 +148,7 @@ func (ms *members) gateLocked(s Spec) *gateway {
 	}
 	shared := s
 	shared.Name, shared.Username, shared.Password = ms.name, "", ""
-	g := &gateway{spec: shared, prover: &prover{}, stats: &counters{}}
+	g := &gateway{spec: shared, prover: &prover{off: shared.NoEarly}, stats: &counters{}}
 	nd := &netDialer{opts: ms.opts}
 	switch s.Scheme {
 	case schemeHTTP:
@@ -188,7 +188,7 @@ func (ms *members) each(f func(protocol, *counters)) {
 	}
 	for _, m := range ms.byEP {
 		if m.own {
-			f(m.streams, m.gate.stats)
+			f(m.streams, &m.Upstream.stats)
 		}
 	}
 }
@@ -206,14 +206,21 @@ func (ms *members) close() {
 
 // stats sums up what is kept.
 func (ms *members) stats(s *Stats) {
-	ms.mu.Lock()
-	defer ms.mu.Unlock()
-	for _, g := range ms.gates {
-		s.Warm += int(g.stats.warm.Load())
-		if d, ok := g.streams.(*secure); ok {
+	ms.each(func(p protocol, c *counters) {
+		s.Warm += int(c.warm.Load())
+		s.UDPBogus += c.udpBogus.Load()
+		if d, ok := p.(*secure); ok {
 			s.Sessions += d.sessions()
 		}
+	})
+}
+
+// connections counts those of m's pool, and says how they do.
+func (m *member) connections() *counters {
+	if m.own {
+		return &m.Upstream.stats
 	}
+	return m.gate.stats
 }
 
 // ready is how long it takes until e's gateway is ready for a request.

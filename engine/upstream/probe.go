@@ -31,6 +31,7 @@ const (
 //	   └───────────────── 3 in a row that contradict it ───────┘
 type prover struct {
 	changed func() // told of a new verdict; may be nil
+	off     bool   // never
 	verdict atomic.Uint32
 	proving atomic.Bool   // by a flow, now
 	notYet  atomic.Int64  // Unix ns: no proof before
@@ -46,6 +47,9 @@ type prover struct {
 
 // wants says that a flow may send early.
 func (p *prover) wants() bool {
+	if p.off {
+		return false
+	}
 	if Verdict(p.verdict.Load()) == EarlyCarries {
 		return true
 	}

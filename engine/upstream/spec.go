@@ -52,6 +52,7 @@ type Spec struct {
 	SNI      string         // name to ask for and verify in TLS; "" is Host
 	CA       *x509.CertPool // whom TLS trusts; nil is the system's pool
 	HTTP2    *bool          // https only: nil offers h2 and http/1.1, true insists on h2, false never offers it
+	NoEarly  bool           // early data is never tried
 }
 
 // Addr is "host:port" as for net.Dial, "" for direct and groups.

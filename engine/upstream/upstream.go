@@ -131,7 +131,7 @@ func New(s Spec, o Options) (*Upstream, error) {
 // Spec is what New was given.
 func (u *Upstream) Spec() Spec { return u.spec }
 
-// Stats is a snapshot.
+// Stats is a snapshot; of a group, RTT is that of who carried the last flow.
 func (u *Upstream) Stats() Stats {
 	s := u.stats.snapshot()
 	switch d := u.streams.(type) {
@@ -139,6 +139,9 @@ func (u *Upstream) Stats() Stats {
 		s.Sessions = d.sessions()
 	case *group:
 		d.members.stats(&s)
+		if m := d.last.Load(); m != nil {
+			s.RTT = time.Duration(m.connections().rtt.Load())
+		}
 	}
 	return s
 }

@@ -1,0 +1,344 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/assets"
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/config"
+	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
+	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
+)
+
+// Upstreams of several endpoints: [[provider]] and [[group]].
+//
+//	[[upstream]] ─► Gateway ─┐
+//	[[provider]] ─► Account ─┼─► Source ─► Resolver ─► upstream.NewGroup
+//	        list ─► List    ─┘
+
+// addBalanced makes an upstream of each provider and group.
+func (us *upstreams) addBalanced(cfg *config.Config, stateDir string) error {
+	s := &sources{cfg: cfg, stateDir: stateDir, fetch: httpFetch(us.listClient())}
+	for _, p := range cfg.Providers {
+		source, err := s.of(p.Name, 1)
+		if err != nil {
+			return err
+		}
+		policy, err := resolve.ParsePolicy(p.Policy)
+		if err != nil {
+			return err
+		}
+		if err := us.balance(p.Name, policy, []resolve.Source{source}, p.Pool); err != nil {
+			return fmt.Errorf("provider %q: %w", p.Name, err)
+		}
+	}
+	for _, g := range cfg.Groups {
+		policy, err := resolve.ParsePolicy(g.Policy)
+		if err != nil {
+			return err
+		}
+		var members []resolve.Source
+		for i, m := range g.Members {
+			weight := 1
+			if len(g.Weights) > 0 {
+				weight = g.Weights[i]
+			}
+			source, err := s.of(m, weight)
+			if err != nil {
+				return err
+			}
+			members = append(members, source)
+		}
+		if err := us.balance(g.Name, policy, members, config.DefaultPool); err != nil {
+			return fmt.Errorf("group %q: %w", g.Name, err)
+		}
+	}
+	return nil
+}
+
+func (us *upstreams) balance(name string, policy resolve.Policy, members []resolve.Source, pool int) error {
+	b := &balanced{name: name}
+	var err error
+	b.resolver, err = resolve.New(resolve.Options{
+		Name: name, Policy: policy, Sources: members, Log: us.opt.Log,
+		Probe: func(ctx context.Context, e *resolve.Endpoint) (time.Duration, error) { return b.up.Probe(ctx, e) },
+	})
+	if err != nil {
+		return err
+	}
+	if b.up, err = upstream.NewGroup(name, b.resolver, us.pooled(pool)); err != nil {
+		return err
+	}
+	us.balanced = append(us.balanced, b)
+	us.add(b.up)
+	return nil
+}
+
+// balancedOf is the upstream of that name if it has several endpoints, or nil.
+func (us *upstreams) balancedOf(name string) *balanced {
+	for _, b := range us.balanced {
+		if b.name == name {
+			return b
+		}
+	}
+	return nil
+}
+
+// run keeps all resolvers fresh until ctx ends.
+func (us *upstreams) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, b := range us.balanced {
+		wg.Go(func() {
+			if err := b.resolver.Run(ctx); err != nil {
+				us.opt.Log.Error("resolver", "group", b.name, "err", err)
+			}
+		})
+	}
+	wg.Go(func() { us.verdicts.run(ctx, us.opt.Log) })
+	wg.Wait()
+}
+
+// listClient reads lists past the TUN, as upstreams are reached: a list may be
+// where the only upstream comes from.
+func (us *upstreams) listClient() *http.Client {
+	return &http.Client{Timeout: fetchTimeout, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			t, err := parseTarget(address)
+			if err != nil {
+				return nil, err
+			}
+			return us.direct.DialStream(ctx, t, nil)
+		},
+	}}
+}
+
+// balanced is an upstream with a resolver behind it.
+type balanced struct {
+	name     string
+	resolver *resolve.Resolver
+	up       *upstream.Upstream
+}
+
+// fetchTimeout bounds one reading of a list.
+const fetchTimeout = 30 * time.Second
+
+// sources makes the members that groups and providers are built of.
+type sources struct {
+	cfg      *config.Config
+	stateDir string
+	fetch    resolve.Fetch
+}
+
+// of is the source that name, an upstream or a provider, stands for.
+func (s *sources) of(name string, weight int) (resolve.Source, error) {
+	for _, u := range s.cfg.Upstreams {
+		if u.Name == name {
+			spec, err := specOf(u)
+			if err != nil {
+				return resolve.Source{}, err
+			}
+			return resolve.Source{Gateways: []resolve.Gateway{{
+				Name: u.Name, Scheme: spec.Scheme, Host: spec.Host, Port: spec.Port,
+				Username: spec.Username, Password: resolve.Secret(spec.Password.Reveal()),
+				Weight: weight, UDP: spec.Scheme == "socks5", Attached: spec,
+			}}}, nil
+		}
+	}
+	for _, p := range s.cfg.Providers {
+		if p.Name != name {
+			continue
+		}
+		if p.Kind == "list" {
+			return resolve.Source{List: s.list(p)}, nil
+		}
+		a, err := account(p)
+		if err != nil {
+			return resolve.Source{}, fmt.Errorf("provider %q: %w", p.Name, err)
+		}
+		a.Weight = weight
+		return resolve.Source{Account: a}, nil
+	}
+	return resolve.Source{}, fmt.Errorf("there is no upstream or provider %q", name)
+}
+
+// account reads the vendor's template and fills in the customer's.
+func account(p config.Provider) (*resolve.Account, error) {
+	file, data, err := templateOf(p)
+	if err != nil {
+		return nil, err
+	}
+	t, err := resolve.ParseTemplate(file, data)
+	if err != nil {
+		return nil, err
+	}
+	mode, err := resolve.ParseSession(p.Session)
+	if err != nil {
+		return nil, err
+	}
+	spec := upstream.Spec{NoEarly: !p.EarlyData}
+	if spec.CA, err = certPool(p.CA); err != nil {
+		return nil, err
+	}
+	a := &resolve.Account{
+		Name: p.Name, Template: t, Username: p.Username, Password: resolve.Secret(p.Password.Reveal()),
+		Vars:    map[string]string{},
+		Session: mode, UsernameFormat: p.UsernameFormat, PasswordFormat: p.PasswordFormat, Pinned: p.Pinned, Scheme: p.Scheme, Host: p.Host, Port: uint16(p.Port), Attached: spec,
+	}
+	for name, v := range map[string]string{"country": p.Country, "state": p.State, "city": p.City, "zone": p.Zone, "isp": p.ISP} {
+		if v != "" {
+			a.Vars[name] = v
+		}
+	}
+	for _, port := range p.Ports {
+		a.Ports = append(a.Ports, uint16(port))
+	}
+	return a, a.Validate()
+}
+
+func templateOf(p config.Provider) (file string, data []byte, err error) {
+	if p.Template != "" {
+		data, err = os.ReadFile(p.Template)
+		return p.Template, data, err
+	}
+	data, err = assets.Provider(p.Kind)
+	return p.Kind + ".toml", data, err
+}
+
+// list is a subscription; what was read last outlives a restart.
+func (s *sources) list(p config.Provider) *resolve.List {
+	kept := filepath.Join(s.stateDir, "list-"+p.Name)
+	l := &resolve.List{
+		Name: p.Name, URL: p.URL, Scheme: p.Scheme, Every: p.Refresh, Fetch: s.fetch,
+		Save: func(list []byte) error { return config.WriteFileAtomic(kept, list, 0o600) },
+		Load: func() ([]byte, error) { return os.ReadFile(kept) },
+	}
+	if filepath.IsAbs(p.URL) {
+		l.Fetch = resolve.FetchFile
+	}
+	return l
+}
+
+// httpFetch reads lists over client.
+func httpFetch(client *http.Client) resolve.Fetch {
+	return func(ctx context.Context, url, etag string) (io.ReadCloser, string, bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			cancel()
+			return nil, "", false, errors.New("its address cannot be read") // it may hold a token
+		}
+		if etag != "" {
+			req.Header.Set("If-None-Match", etag)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			cancel()
+			return nil, "", false, withoutURL(err) // it may hold a token
+		}
+		body := &cancelling{resp.Body, cancel}
+		switch resp.StatusCode {
+		case http.StatusOK:
+			return body, resp.Header.Get("ETag"), false, nil
+		case http.StatusNotModified:
+			body.Close()
+			return nil, etag, true, nil
+		}
+		body.Close()
+		return nil, "", false, fmt.Errorf("the server answered %s", resp.Status)
+	}
+}
+
+func withoutURL(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
+}
+
+// cancelling ends its request's context with the body.
+type cancelling struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (c *cancelling) Close() error {
+	defer c.cancel()
+	return c.ReadCloser.Close()
+}
+
+// Sessions lists the exit identities in use.
+func (e *Engine) Sessions() api.Sessions {
+	out := api.Sessions{Schema: api.Schema}
+	for _, b := range e.ups.balanced {
+		for _, i := range b.resolver.Sessions() {
+			out.Sessions = append(out.Sessions, sessionOf(b.name, i))
+		}
+	}
+	return out
+}
+
+// NewSession takes a new identity at the upstream asked for, or at the one in
+// use. It has been dialled through when this returns.
+func (e *Engine) NewSession(ctx context.Context, want api.NewSession) (api.Session, error) {
+	name := want.Upstream
+	if name == "" {
+		name = e.ups.current().Spec().Name
+	}
+	b := e.ups.balancedOf(name)
+	if b == nil {
+		if e.ups.named(name) == nil {
+			_, err := e.ups.find(name)
+			return api.Session{}, err
+		}
+		return api.Session{}, &api.Error{Code: api.ErrBadRequest, Message: fmt.Sprintf("upstream %q has fixed credentials: it has no sessions", name),
+			Hint: "sessions belong to a [[provider]]"}
+	}
+	made, err := b.resolver.NewSession(ctx, resolve.Key{App: want.App, Domain: want.Domain}, b.up.CheckEndpoint)
+	if err != nil {
+		answer := Explain(err)
+		answer.Message = "no new session, the old one stays: " + answer.Message
+		return api.Session{}, answer
+	}
+	return sessionOf(name, made), nil
+}
+
+func sessionOf(name string, i resolve.Info) api.Session {
+	s := api.Session{Upstream: name, ID: i.Session, App: i.App, Domain: i.Domain, Address: i.Address, Since: i.Since.UTC()}
+	if !i.Expires.IsZero() {
+		end := i.Expires.UTC()
+		s.Expires = &end
+	}
+	return s
+}
+
+// endpoints are a resolver's members for people.
+func (b *balanced) endpoints() []api.Endpoint {
+	var out []api.Endpoint
+	for _, i := range b.resolver.List() {
+		e := api.Endpoint{
+			Name: i.Name, Scheme: i.Scheme, Address: i.Address, State: i.State, Rank: i.Rank,
+			Success: i.Success, Flows: i.Dials, Failures: i.Failures, Error: i.Error,
+		}
+		if i.Measured {
+			e.ConnectMS, e.P95MS = ms(i.Connect), ms(i.P95)
+		}
+		if !i.RetryAt.IsZero() {
+			at := i.RetryAt.UTC()
+			e.RetryAt = &at
+		}
+		out = append(out, e)
+	}
+	return out
+}
