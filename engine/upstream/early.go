@@ -32,8 +32,8 @@ func (v Verdict) String() string {
 // last flow.
 func (u *Upstream) Early() Verdict {
 	if u.group != nil {
-		if g := u.group.last.Load(); g != nil {
-			return Verdict(g.prover.verdict.Load())
+		if m := u.group.last.Load(); m != nil {
+			return m.Early()
 		}
 	}
 	if u.prover == nil {
@@ -61,8 +61,8 @@ func (u *Upstream) SetEarly(v Verdict) {
 func (u *Upstream) WantsEarly(t flow.Target) bool {
 	p := u.prover
 	if u.group != nil {
-		if g := u.group.last.Load(); g != nil {
-			p = g.prover
+		if m := u.group.last.Load(); m != nil {
+			p = m.prover
 		}
 	}
 	if p == nil || t.Name == "" && t.Addr.Is6() {

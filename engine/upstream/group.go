@@ -31,7 +31,7 @@ type group struct {
 	name    string
 	r       *resolve.Resolver
 	members members
-	last    atomic.Pointer[gateway] // that carried a flow
+	last    atomic.Pointer[member] // that carried a flow
 
 	mu    sync.Mutex
 	avoid map[avoided]time.Time // guarded by mu; until when

@@ -434,10 +434,9 @@ func TestVerifyAnIdentity(t *testing.T) {
 	if took, err := u.Probe(within(t, 5*time.Second), e); err != nil || took <= 0 {
 		t.Errorf("%v, %v", took, err)
 	}
-	wrong := *e
-	wrong.Password = "other"
+	wrong := &resolve.Endpoint{Name: e.Name, Scheme: e.Scheme, Host: e.Host, Port: e.Port, Username: e.Username, Password: "other"}
 	var fe *Error
-	if err := u.CheckEndpoint(within(t, 5*time.Second), &wrong); !errors.As(err, &fe) || fe.Kind != Auth {
+	if err := u.CheckEndpoint(within(t, 5*time.Second), wrong); !errors.As(err, &fe) || fe.Kind != Auth {
 		t.Errorf("%v", err)
 	}
 }

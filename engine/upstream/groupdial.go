@@ -100,7 +100,7 @@ func (d *groupDial) start(ctx context.Context, e *resolve.Endpoint) (hedge time.
 	if p := at.m.gate.pace; p != nil {
 		hedge = p.patience()
 	}
-	if at.m.gate.stats.warm.Load() == 0 {
+	if at.m.connections().warm.Load() == 0 {
 		hedge += d.g.r.HedgeAfter(e)
 	}
 	a := d.a
@@ -119,7 +119,7 @@ func (d *groupDial) won(at *tryout) {
 	if !at.trace.Reused {
 		took = at.trace.Dial + at.trace.TLS
 	}
-	d.g.last.Store(at.m.gate)
+	d.g.last.Store(at.m)
 	d.g.report(at, resolve.Outcome{Kind: resolve.Success, Connect: took})
 }
 

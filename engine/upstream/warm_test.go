@@ -259,6 +259,9 @@ func TestNothingUnsafeTwice(t *testing.T) {
 func TestTLSWarm(t *testing.T) {
 	cert, pool := certificate(t, time.Now().Add(time.Hour), "127.0.0.1")
 	var resumed atomic.Int32
+	hangUp := make(chan struct{})
+	hang := sync.OnceFunc(func() { close(hangUp) })
+	defer hang()
 	config := &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
 	addr := serve(t, func(c *net.TCPConn) {
 		tc := tls.Server(c, config)
@@ -268,6 +271,10 @@ func TestTLSWarm(t *testing.T) {
 		if tc.ConnectionState().DidResume {
 			resumed.Add(1)
 		}
+		go func() {
+			<-hangUp
+			_ = tc.Close()
+		}()
 		httpProxy("")(tc)
 		_ = tc.Close()
 	})
@@ -296,14 +303,17 @@ func TestTLSWarm(t *testing.T) {
 	if !canPeek {
 		return
 	}
-	d := u.streams.(*secure)
-	w, err := d.line.pool.take(within(t, 5*time.Second), false)
+	w, err := u.streams.(*secure).dialHTTP1(within(t, 5*time.Second))
 	if err != nil || !w.alive() {
-		t.Fatal(err, "not alive")
+		t.Fatal("not alive", err)
 	}
-	w.abort()
-	if w.alive() {
-		t.Error("alive after its end")
+	defer w.abort()
+	hang()
+	for i := 0; w.alive(); i++ {
+		if i > 1000 {
+			t.Fatal("still alive")
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
