@@ -16,8 +16,10 @@ import (
 // The nft table keeps connections on the interface they came by:
 //
 //	table inet atlantic {
+//	  ct timeout brief         see conntrack_linux.go
 //	  set inbound4, inbound6   laddr . lport . raddr . rport
 //	  chain prerouting {       filter, mangle
+//	    iifname TUN ct state new           ct timeout set brief
 //	    iifname TUN                        return
 //	    iifname != lo ct state new ct direction original fib daddr type local
 //	        (not tcp, or tcp syn)          ct mark set our mark
@@ -25,6 +27,8 @@ import (
 //	    ct mark ours                       meta mark set our mark
 //	  }
 //	  chain output {           route, mangle
+//	    oifname TUN ct state new           ct timeout set brief
+//	    meta mark ours ct state new        ct timeout set brief
 //	    meta mark ours                     ct mark set our mark
 //	    in inbound4 or inbound6            ct mark set our mark
 //	    ct mark ours                       meta mark set our mark
@@ -70,9 +74,18 @@ func nftPresent() (bool, error) {
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == nftTable }), err
 }
 
-// addNFT makes the table in one transaction, with the first connections of the
-// sets; more of them follow. A table of that name is replaced.
+// addNFT makes the table, with timeouts of our own where the kernel has them.
 func addNFT(o op) error {
+	err := loadNFT(o, true)
+	if errors.Is(err, errNFT) {
+		err = loadNFT(o, false)
+	}
+	return err
+}
+
+// loadNFT makes the table in one transaction, with the first connections of the
+// sets; more of them follow. A table of that name is replaced.
+func loadNFT(o op, timeouts bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -81,7 +94,7 @@ func addNFT(o op) error {
 	c.AddTable(table)
 	c.DelTable(table)
 	c.AddTable(table)
-	inbound := inboundConnections()
+	inbound := inboundConnections(o.Dev)
 	set4, more4, err := addInboundSet(c, table, "inbound4", nftables.TypeIPAddr, inbound, netip.Addr.Is4)
 	if err != nil {
 		return err
@@ -104,6 +117,12 @@ func addNFT(o op) error {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(parts...)})
 	}
 	begins := slices.Concat(interfaceName(expr.CmpOpNeq, "lo"), beginsConnection(), toThisMachine())
+	if timeouts {
+		soon := forgetSoon(c, table)
+		rule(pre, interfaceName(expr.CmpOpEq, o.Dev), isNew(), soon)
+		rule(out, outInterface(o.Dev), isNew(), soon)
+		rule(out, metaMarkIsOurs(), isNew(), soon)
+	}
 	rule(pre, interfaceName(expr.CmpOpEq, o.Dev), []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}})
 	rule(pre, begins, tcp(expr.CmpOpNeq), setCtMark())
 	rule(pre, begins, tcp(expr.CmpOpEq), tcpIsSyn(), setCtMark())
@@ -188,8 +207,9 @@ func (c connection) key() []byte {
 
 // inboundConnections lists the TCP connections whose local port has a listener:
 // the passive ends. Conntrack may see them for the first time in the middle and
-// would not know who began.
-func inboundConnections() []connection {
+// would not know who began. Those of the TUN itself are not meant.
+func inboundConnections(tun string) []connection {
+	own := addressesOf(tun)
 	var all []*netlink.Socket
 	for _, family := range families() {
 		sockets, err := netlink.SocketDiagTCP(uint8(family))
@@ -215,12 +235,28 @@ func inboundConnections() []connection {
 			netip.AddrPortFrom(local.Unmap(), s.ID.SourcePort),
 			netip.AddrPortFrom(remote.Unmap(), s.ID.DestinationPort),
 		}
-		if ok1 && ok2 && !local.Unmap().IsLoopback() && !seen[c] {
+		if ok1 && ok2 && !local.Unmap().IsLoopback() && !slices.Contains(own, local.Unmap()) && !seen[c] {
 			seen[c] = true
 			conns = append(conns, c)
 		}
 	}
 	return conns
+}
+
+// addressesOf are the addresses of a device, none if it is not there.
+func addressesOf(device string) []netip.Addr {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return nil
+	}
+	list, _ := netlink.AddrList(link, netlink.FAMILY_ALL)
+	var addrs []netip.Addr
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			addrs = append(addrs, addr.Unmap())
+		}
+	}
+	return addrs
 }
 
 // listeningPorts are the TCP ports that others can reach.
@@ -263,13 +299,9 @@ func toThisMachine() []expr.Any {
 }
 
 func beginsConnection() []expr.Any {
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: reg},
-		masked(nfNew, 0),
-		compare(expr.CmpOpNeq, native32(0)),
+	return append(isNew(),
 		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
-		compare(expr.CmpOpEq, []byte{dirOriginal}),
-	}
+		compare(expr.CmpOpEq, []byte{dirOriginal}))
 }
 
 func tcp(operation expr.CmpOp) []expr.Any {

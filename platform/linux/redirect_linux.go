@@ -15,10 +15,9 @@ import (
 // The redirect takes the TCP connections of this machine that would enter the
 // TUN to a listener on loopback. It is a chain in our table:
 //
-//	ct timeout redirected { protocol tcp … }
 //	chain loopback {         nat, output, after everybody else's
-//	  oifname TUN  tcp syn  tcp dport != …  ipv4              ct timeout set redirected  redirect to :PORT
-//	  oifname TUN  tcp syn  tcp dport != …  ip6 daddr PREFIX  ct timeout set redirected  redirect to :PORT
+//	  oifname TUN  tcp syn  tcp dport != …  ipv4              ct timeout set brief  redirect to :PORT
+//	  oifname TUN  tcp syn  tcp dport != …  ip6 daddr PREFIX  ct timeout set brief  redirect to :PORT
 //	}
 //
 // Only the SYN decides: a connection that began before keeps the way it has, and
@@ -32,26 +31,9 @@ import (
 
 const (
 	redirectChain    = "loopback" // "redirect" is a keyword of nft
-	redirectTimeouts = "redirected"
 	redirectPriority = nftables.ChainPriority(-90)
 	tcpDport         = 2 // offset in the TCP header
 )
-
-// redirectPolicy is how many seconds conntrack remembers a redirected
-// connection, by state. Nothing gets lost on loopback, so one that has ended is
-// forgotten soon (120 s of TIME_WAIT by default fill a table of 65,536 at 550
-// connections a second); one that is half closed may be silent for minutes
-// (60 s of CLOSE_WAIT by default would cut it); for open ones the listener's
-// keep-alive is the sign of life.
-func redirectPolicy() expr.CtStatePolicyTimeout {
-	return expr.CtStatePolicyTimeout{
-		expr.CtStateTCPSYNSENT: 15, expr.CtStateTCPSYNRECV: 15,
-		expr.CtStateTCPESTABLISHED: 3600,
-		expr.CtStateTCPFINWAIT:     600, expr.CtStateTCPCLOSEWAIT: 600, expr.CtStateTCPLASTACK: 10,
-		expr.CtStateTCPTIMEWAIT: 5, expr.CtStateTCPCLOSE: 5,
-		expr.CtStateTCPRETRANS: 300, expr.CtStateTCPUNACK: 300,
-	}
-}
 
 // addRedirect loads the chain and its rules in one transaction; rules that are
 // there are replaced. A kernel without timeout policies gets the rules without.
@@ -79,11 +61,7 @@ func loadRedirect(o op, timeouts bool) error {
 		&expr.Redir{RegisterProtoMin: reg},
 	}
 	if timeouts {
-		c.AddObj(&nftables.NamedObj{
-			Table: table, Name: redirectTimeouts, Type: nftables.ObjTypeCtTimeout,
-			Obj: &expr.CtTimeout{L3Proto: unix.NFPROTO_INET, L4Proto: unix.IPPROTO_TCP, Policy: redirectPolicy()},
-		})
-		act = append([]expr.Any{&expr.Objref{Type: int(nftables.ObjTypeCtTimeout), Name: redirectTimeouts}}, act...)
+		act = append(forgetSoon(c, table), act...)
 	}
 	matches := [][]expr.Any{ofFamily(unix.NFPROTO_IPV4)}
 	if o.To.IsValid() {

@@ -374,7 +374,7 @@ func testDeviceRead(t *testing.T, dev tun.Device) {
 	for i := range bufs {
 		bufs[i] = make([]byte, 2000)
 	}
-	got := make(chan string, 100)
+	got := make(chan string, 300)
 	ended := make(chan error, 1)
 	go func() {
 		sizes := make([]int, len(bufs))
@@ -389,19 +389,23 @@ func testDeviceRead(t *testing.T, dev tun.Device) {
 			}
 		}
 	}()
-	time.Sleep(50 * time.Millisecond) // the other queues are detached at the first Read
-	for i := range 5 {                // whatever queue a flow would hash to
-		sendTo(t, "198.18.9.9:"+strconv.Itoa(9000+i), "hello device")
-	}
-	for range 5 {
-		select {
-		case p := <-got:
-			if !strings.HasSuffix(p, "hello device") {
-				t.Errorf("packet %q", p)
+	for i := range 5 { // whatever queue a flow would hash to
+		again := time.NewTicker(200 * time.Millisecond) // the other queues are detached at the first Read
+		for tries, missing := 0, true; missing; tries++ {
+			sendTo(t, "198.18.9.9:"+strconv.Itoa(9000+i), "hello device")
+			select {
+			case p := <-got:
+				missing = false
+				if !strings.HasSuffix(p, "hello device") {
+					t.Errorf("packet %q", p)
+				}
+			case <-again.C:
+				if tries == 50 {
+					t.Fatal("a packet is missing")
+				}
 			}
-		case <-time.After(2 * time.Second):
-			t.Fatal("a packet is missing")
 		}
+		again.Stop()
 	}
 	if err := dev.Close(); err != nil {
 		t.Fatal(err)
