@@ -185,7 +185,7 @@ func (m *fakeMap) addr6(slot uint32) netip.Addr {
 
 // memory knows, in real mode, which name led to an address.
 type memory struct {
-	mu    sync.Mutex
+	mu    sync.RWMutex
 	names map[netip.Addr]remembered // guarded by mu
 }
 
@@ -194,7 +194,7 @@ type remembered struct {
 	expires time.Time
 }
 
-// rememberAtLeast: apps keep addresses longer than a short TTL says.
+// rememberAtLeast (to usedStep): apps keep addresses longer than a short TTL says.
 const rememberAtLeast = time.Minute
 
 func newMemory() *memory { return &memory{names: map[netip.Addr]remembered{}} }
@@ -202,6 +202,12 @@ func newMemory() *memory { return &memory{names: map[netip.Addr]remembered{}} }
 func (m *memory) add(a netip.Addr, name string, ttl time.Duration) {
 	now := time.Now()
 	r := remembered{name, now.Add(max(ttl, rememberAtLeast))}
+	m.mu.RLock()
+	old, ok := m.names[a]
+	m.mu.RUnlock()
+	if ok && now.Before(old.expires) && old.name == name && r.expires.Sub(old.expires) < usedStep {
+		return // as good as known: readers need not wait
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if old, ok := m.names[a]; ok && now.Before(old.expires) {
@@ -236,8 +242,8 @@ func (m *memory) evict(now time.Time) {
 }
 
 func (m *memory) name(a netip.Addr) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	if r, ok := m.names[a]; ok && time.Now().Before(r.expires) {
 		return r.name
 	}
