@@ -58,15 +58,16 @@ func (a axis) at(v float64) float64 {
 }
 
 // ticks are round values within the axis: powers of ten on a logarithmic one
-// (with 2 and 5 between few), else about six steps of 1, 2 or 5.
+// (with more between few), else about six steps of 1, 2 or 5.
 func (a axis) ticks() []float64 {
 	var out []float64
 	if a.log {
 		decades := math.Log10(a.max / a.min)
 		for e := math.Floor(math.Log10(a.min)); e <= math.Ceil(math.Log10(a.max)); e++ {
-			for _, m := range []float64{1, 2, 5} {
+			for m := 1.0; m < 10; m++ {
 				v := m * math.Pow(10, e)
-				if (m == 1 || decades < 2.5) && v >= a.min*0.999 && v <= a.max*1.001 {
+				wanted := m == 1 || decades < 2.5 && (m == 2 || m == 5) || decades < 1
+				if wanted && v >= a.min*0.999 && v <= a.max*1.001 {
 					out = append(out, v)
 				}
 			}
@@ -125,8 +126,9 @@ func (p *Plot) axes() (x, y axis, any bool) {
 // SVG draws the plot.
 func (p *Plot) SVG() []byte {
 	var b bytes.Buffer
+	places, height := p.legendPlaces()
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" font-family="system-ui, sans-serif" font-size="12" fill="%s">`+"\n",
-		plotWidth, plotHeight, plotLettersColor)
+		plotWidth, height, plotLettersColor)
 	fmt.Fprintf(&b, "<title>%s</title>\n", escape(p.Title))
 	text(&b, plotLeft, 22, "start", `font-size="15"`, p.Title)
 	x, y, any := p.axes()
@@ -138,7 +140,7 @@ func (p *Plot) SVG() []byte {
 	} else {
 		text(&b, plotWidth/2, plotHeight/2, "middle", "", "nothing was measured")
 	}
-	p.legend(&b)
+	p.legend(&b, places)
 	b.WriteString("</svg>\n")
 	return b.Bytes()
 }
@@ -179,12 +181,28 @@ func (p *Plot) line(b *bytes.Buffer, x, y axis, l Line, colour string) {
 	}
 }
 
-func (p *Plot) legend(b *bytes.Buffer) {
-	at := plotLeft
-	for i, l := range p.Lines {
-		fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="14" height="4" rx="2" fill="%s"/>`+"\n", at, plotHeight-20, palette()[i%len(palette())])
-		text(b, at+20, plotHeight-14, "start", "", l.Name)
-		at += 42 + 6.6*float64(len([]rune(l.Name)))
+// place is where the name of a line stands, below the axes.
+type place struct{ x, y float64 }
+
+// legendPlaces puts the names side by side, in as many rows as they need, and
+// returns the height of the whole drawing.
+func (p *Plot) legendPlaces() (all []place, height float64) {
+	at := place{plotLeft, plotHeight - 20}
+	for _, l := range p.Lines {
+		width := 42 + 6.6*float64(len([]rune(l.Name)))
+		if at.x+width > plotWidth && at.x > plotLeft {
+			at = place{plotLeft, at.y + 20}
+		}
+		all = append(all, at)
+		at.x += width
+	}
+	return all, at.y + 20
+}
+
+func (p *Plot) legend(b *bytes.Buffer, places []place) {
+	for i, at := range places {
+		fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="14" height="4" rx="2" fill="%s"/>`+"\n", at.x, at.y, palette()[i%len(palette())])
+		text(b, at.x+20, at.y+6, "start", "", p.Lines[i].Name)
 	}
 }
 
