@@ -132,6 +132,10 @@ func (r *runner) plotGrowth(all []crowded) {
 
 // growthOfTables plots what a choice and a match cost by size.
 func (r *runner) growthOfTables(series []Line) {
+	if len(series) == 0 {
+		r.Missing = append(r.Missing, "growth: the cost of a choice among upstreams and of a rule match: no such benchmarks were given")
+		return
+	}
 	table := Table{Title: "How the cost grows with upstreams and rules", Columns: []string{"", "size", "ns"}}
 	for _, l := range series {
 		for i := range l.Xs {
