@@ -122,9 +122,9 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// pick reserves a place in a session other than avoid, or returns a new
+// pick reserves a place in a session that is not to be avoided, or returns a new
 // HTTP/1.1 connection. It fills in the trace.
-func (p *sessions) pick(ctx context.Context, limit time.Duration, avoid *h2.Session) (*h2.Session, *tlsConn, error) {
+func (p *sessions) pick(ctx context.Context, limit time.Duration, avoid func(*h2.Session) bool) (*h2.Session, *tlsConn, error) {
 	tr, begin := traceOf(ctx), time.Now()
 	var joined *dialing
 	tr.Reused = true
@@ -189,12 +189,12 @@ func await(ctx context.Context, changed <-chan struct{}, full bool) error {
 }
 
 // reserveLocked takes a place in the best session that has one.
-func (p *sessions) reserveLocked(avoid *h2.Session) *h2.Session {
+func (p *sessions) reserveLocked(avoid func(*h2.Session) bool) *h2.Session {
 	for {
 		var best *h2.Session
 		least := int64(0)
 		for _, s := range p.open {
-			if s == avoid || !s.Usable() {
+			if avoid != nil && avoid(s) || !s.Usable() {
 				continue
 			}
 			l := s.Load()

@@ -4,10 +4,14 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // apache starts Apache as a forward proxy over TLS, and gives its URL and what
@@ -40,6 +44,12 @@ Listen 127.0.0.1:%d
 User nobody
 Group nogroup
 StartServers 1
+ServerLimit 1
+ThreadLimit 128
+ThreadsPerChild 128
+MaxRequestWorkers 128
+H2MinWorkers 16
+H2MaxWorkers 128
 Protocols h2 http/1.1
 SSLEngine on
 SSLCertificateFile %s/cert.pem
@@ -69,6 +79,39 @@ func TestRealApache(t *testing.T) {
 				t.Errorf("HTTP/2 was not what was tested: %+v", s)
 			}
 		})
+	}
+}
+
+// TestRealApacheMany: Apache admits a hundred streams in a session and serves
+// six of them, fewer after resets; no flow fails for that.
+func TestRealApacheMany(t *testing.T) {
+	rawURL, change := apache(t)
+	u := open(t, rawURL, change, Options{})
+	target := flow.TargetOf(serve(t, echo))
+	for round := range 2 {
+		held := make([]flow.StreamConn, 40)
+		var wg sync.WaitGroup
+		for i := range held {
+			wg.Go(func() {
+				c, err := u.DialStream(within(t, 12*time.Second), target, []byte{byte(i)})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				held[i] = c
+				b := make([]byte, 1)
+				if _, err := io.ReadFull(c, b); err != nil || b[0] != byte(i) {
+					t.Errorf("%d came back as %d: %v", i, b[0], err)
+				}
+			})
+		}
+		wg.Wait()
+		t.Logf("round %d: %d sessions", round, u.Stats().Sessions)
+		for _, c := range held {
+			if c != nil {
+				c.Close() // by RST_STREAM: the target has not ended
+			}
+		}
 	}
 }
 

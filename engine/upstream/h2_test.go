@@ -201,7 +201,7 @@ func TestH2Cut(t *testing.T) {
 // Apache does, is found out, and other sessions serve the rest.
 func TestH2FewServed(t *testing.T) {
 	p := &h2Peer{}
-	p.onRequest = func(c *h2PeerConn, id uint32, _ int) bool { return c.served < 3 }
+	p.onRequest = func(c *h2PeerConn, id uint32, _ int) bool { return c.served < h2LeastTold }
 	u := p.start(t)
 	var held []flow.StreamConn
 	for i := range 14 {
@@ -215,7 +215,7 @@ func TestH2FewServed(t *testing.T) {
 	d.h2.mu.Lock()
 	limit := d.h2.limit
 	d.h2.mu.Unlock()
-	if limit != 3 {
+	if limit != h2LeastTold {
 		t.Errorf("the limit is thought to be %d", limit)
 	}
 	for _, c := range held {

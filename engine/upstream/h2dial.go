@@ -38,8 +38,11 @@ func (p *sessions) wantLocked() bool {
 	if len(p.dials) == 0 {
 		return len(p.open) < h2Sessions
 	}
-	coming := len(p.dials) * p.places // nobody knows before the first has said it
-	return p.places > 0 && p.waiting >= coming && len(p.dials) < h2Dials && len(p.open)+len(p.dials) < h2Sessions
+	each := p.places // nobody knows before the first has said it
+	if p.limit > 0 {
+		each = min(max(each, 1), p.limit)
+	}
+	return each > 0 && p.waiting >= len(p.dials)*each && len(p.dials) < h2Dials && len(p.open)+len(p.dials) < h2Sessions
 }
 
 // dialLocked starts a dial, which one flow owns or nobody does.
@@ -172,11 +175,9 @@ func (p *sessions) run(ctx context.Context) {
 // tendLocked does what is due and says when to look again.
 func (p *sessions) tendLocked(now time.Time) time.Duration {
 	p.sweepLocked()
-	if p.limit > 0 && now.Sub(p.limited) > h2LimitFor {
-		p.limit = 0
-		for _, s := range p.open {
-			s.Limit(0)
-		}
+	if !p.limited.IsZero() && now.Sub(p.limited) > h2LimitFor {
+		p.limited = time.Time{}
+		p.limitLocked(0)
 	}
 	recent := now.Sub(p.used) < h2KeepFor
 	if recent && !p.http1 && !p.closed && len(p.dials) == 0 && p.retry.over(now) && p.spareLocked() {

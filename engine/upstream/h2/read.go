@@ -20,22 +20,26 @@ const errReset = syscall.ECONNRESET
 func (s *Session) readLoop() {
 	defer s.wg.Done()
 	for {
-		err := s.readFrame()
-		var se http2.StreamError
-		if errors.As(err, &se) {
-			if st := s.stream(se.StreamID); st != nil {
-				st.reset(se.Code, fmt.Errorf("malformed answer: %w", err))
-			}
-			continue
-		}
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = errors.New("the proxy closed the session")
-			}
-			s.end(fmt.Errorf("read: %w", err))
+		if err := s.readFrame(); err != nil && !s.survives(err) {
 			return
 		}
 	}
+}
+
+// survives ends the stream or the session that err is about.
+func (s *Session) survives(err error) bool {
+	var se http2.StreamError
+	if errors.As(err, &se) {
+		if st := s.stream(se.StreamID); st != nil {
+			st.reset(se.Code, fmt.Errorf("malformed answer: %w", err))
+		}
+		return true
+	}
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the proxy closed the session")
+	}
+	s.end(fmt.Errorf("read: %w", err))
+	return false
 }
 
 // readFrame takes one frame. A StreamError resets its stream; any other error
