@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"io"
 	"testing"
 	"time"
 
@@ -48,5 +49,54 @@ func BenchmarkConnect(b *testing.B) {
 		st.CloseWrite()
 		st.Read(one)
 		st.Close()
+	}
+}
+
+// TestNothingAllocated: bytes move both ways without garbage.
+func TestNothingAllocated(t *testing.T) {
+	if underRace {
+		t.Skip("SKIPPED: the race detector allocates")
+	}
+	s, p := session(t, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	st, id := opened(t, s, p)
+	p.SetReuseFrames()
+	out, in := make([]byte, 32<<10), make([]byte, maxFrameBytes)
+	heard := make(chan int, 100)
+	go func() {
+		defer close(heard)
+		for {
+			f, err := p.ReadFrame()
+			if err != nil {
+				return
+			}
+			if d, ok := f.(*http2.DataFrame); ok {
+				heard <- len(d.Data())
+			}
+		}
+	}()
+	up := func() {
+		if _, err := st.Write(out); err != nil {
+			t.Fatal(err)
+		}
+		for left := len(out); left > 0; {
+			left -= <-heard
+		}
+		p.WriteWindowUpdate(0, uint32(len(out)))
+	}
+	down := func() {
+		p.WriteData(id, false, in)
+		if _, err := io.ReadFull(st, in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 100 { // buffers grow, windows too
+		up()
+		down()
+	}
+	if n := testing.AllocsPerRun(200, up); n > 0 {
+		t.Errorf("%v allocations to send 32 KiB", n)
+	}
+	if n := testing.AllocsPerRun(200, down); n > 0 {
+		t.Errorf("%v allocations to receive 16 KiB", n)
 	}
 }

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,10 @@ import (
 
 // errReset is what a reset stream's user can branch on, as for TCP.
 const errReset = syscall.ECONNRESET
+
+// errNoSettings is why a session ends whose peer begins otherwise (RFC 9113
+// section 3.4).
+var errNoSettings = errors.New("the proxy's first frame is not SETTINGS")
 
 // readLoop takes frames until the connection ends.
 func (s *Session) readLoop() {
@@ -50,8 +55,11 @@ func (s *Session) readFrame() error {
 		return err
 	}
 	s.lastRead.Store(int64(time.Since(s.born)))
-	if h.Type == http2.FrameData {
+	switch h.Type { // the Framer allocates for these
+	case http2.FrameData:
 		return s.data(h)
+	case http2.FrameWindowUpdate:
+		return s.readWindowUpdate(h)
 	}
 	f, err := s.framer.ReadFrameForHeader(h)
 	if err != nil {
@@ -74,14 +82,12 @@ func (s *Session) handle(f http2.Frame) error {
 		return errors.New("the proxy floods the session with control frames")
 	}
 	if _, first := f.(*http2.SettingsFrame); !first && !s.isReady {
-		return errors.New("the proxy's first frame is not SETTINGS")
+		return errNoSettings
 	}
 	s.path.suspect = false
 	switch f := f.(type) {
 	case *http2.MetaHeadersFrame:
 		return s.headers(f)
-	case *http2.WindowUpdateFrame:
-		return s.windowUpdate(f)
 	case *http2.RSTStreamFrame:
 		if st := s.streams[f.StreamID]; st != nil {
 			st.wasReset(f.ErrCode)
@@ -156,7 +162,7 @@ func (s *Session) admitData(h http2.FrameHeader, payload int) (*Stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.isReady {
-		return nil, errors.New("the proxy's first frame is not SETTINGS")
+		return nil, errNoSettings
 	}
 	if h.StreamID == 0 || h.StreamID >= s.nextID {
 		return nil, http2.ConnectionError(http2.ErrCodeProtocol)
@@ -238,9 +244,34 @@ func (s *Session) headers(f *http2.MetaHeadersFrame) error {
 	return nil
 }
 
-func (s *Session) windowUpdate(f *http2.WindowUpdateFrame) error {
-	if f.StreamID == 0 {
-		if s.sendWindow += int64(f.Increment); s.sendWindow > math.MaxInt32 {
+// readWindowUpdate takes a WINDOW_UPDATE frame (RFC 9113 section 6.9).
+func (s *Session) readWindowUpdate(h http2.FrameHeader) error {
+	if h.Length != 4 {
+		return http2.ConnectionError(http2.ErrCodeFrameSize)
+	}
+	b, err := s.br.Peek(4)
+	if err != nil {
+		return err
+	}
+	add := int64(binary.BigEndian.Uint32(b) & math.MaxInt32)
+	_, _ = s.br.Discard(4)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !s.isReady:
+		return errNoSettings
+	case add == 0 && h.StreamID == 0:
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	case add == 0:
+		return http2.StreamError{StreamID: h.StreamID, Code: http2.ErrCodeProtocol}
+	}
+	s.path.suspect = false
+	return s.windowUpdate(h.StreamID, add)
+}
+
+func (s *Session) windowUpdate(id uint32, add int64) error {
+	if id == 0 {
+		if s.sendWindow += add; s.sendWindow > math.MaxInt32 {
 			return http2.ConnectionError(http2.ErrCodeFlowControl)
 		}
 		for _, st := range s.starved {
@@ -251,9 +282,9 @@ func (s *Session) windowUpdate(f *http2.WindowUpdateFrame) error {
 		s.starved = s.starved[:0]
 		return nil
 	}
-	if st := s.streams[f.StreamID]; st != nil {
-		if st.sendWindow += int64(f.Increment); st.sendWindow > math.MaxInt32 {
-			return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
+	if st := s.streams[id]; st != nil {
+		if st.sendWindow += add; st.sendWindow > math.MaxInt32 {
+			return http2.StreamError{StreamID: id, Code: http2.ErrCodeFlowControl}
 		}
 		signal(st.writable)
 	}
