@@ -133,7 +133,7 @@ func udpFlow(dst netip.AddrPort) flow.Flow {
 	return flow.Flow{ID: flow.NextID(), Network: flow.UDP, Inbound: flow.TUN, Dst: dst, Target: flow.TargetOf(dst), Start: time.Now()}
 }
 
-func carryPackets(t *testing.T, h *Handler, f flow.Flow, a *appSocket) {
+func carryPackets(t *testing.T, h *Handler, f flow.Flow, a net.PacketConn) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); h.HandlePackets(ctx, f, a) }()
