@@ -196,3 +196,8 @@ func system() string {
 	}
 	return fmt.Sprintf("Linux %s, %d processors, %s", release, runtime.NumCPU(), runtime.Version())
 }
+
+// slug is a name as figures have it.
+func slug(s string) string {
+	return strings.NewReplacer(" ", "-", "/", "", ",", "").Replace(strings.ToLower(s))
+}

@@ -169,8 +169,3 @@ func (r *Report) Save(dir string) error {
 	}
 	return nil
 }
-
-// slug is a name as figures have it.
-func slug(s string) string {
-	return strings.NewReplacer(" ", "-", "/", "", ",", "").Replace(strings.ToLower(s))
-}

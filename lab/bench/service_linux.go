@@ -122,10 +122,6 @@ func (v *service) get(ctx context.Context, path string, into any) error {
 	return json.Unmarshal(b, into)
 }
 
-func (v *service) status(ctx context.Context) (st api.Status, err error) {
-	return st, v.get(ctx, "/v1/status", &st)
-}
-
 // Close ends the service, and kills it if it does not end. It is idempotent.
 func (v *service) Close() error {
 	v.api.CloseIdleConnections()
