@@ -133,11 +133,22 @@ func (p *Proxy) decide(r *http.Request) (target net.Conn, status int, text strin
 }
 
 func (p *Proxy) authorized(header string) bool {
-	if p.opt.User == "" {
+	if !p.guarded() {
 		return true
 	}
-	want := "Basic " + base64.StdEncoding.EncodeToString([]byte(p.opt.User+":"+p.opt.Password))
-	return header == want
+	login, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(header, "Basic "))
+	user, password, found := strings.Cut(string(login), ":")
+	return err == nil && found && p.admits(user, password)
+}
+
+// guarded says whether clients have to log in.
+func (p *Proxy) guarded() bool { return p.opt.User != "" || p.opt.Admit != nil }
+
+func (p *Proxy) admits(user, password string) bool {
+	if p.opt.Admit != nil {
+		return p.opt.Admit(user, password)
+	}
+	return user == p.opt.User && password == p.opt.Password
 }
 
 // serveHTTP2 carries one CONNECT stream. The app's END_STREAM becomes a FIN and

@@ -73,6 +73,8 @@ type Options struct {
 	// targets see them; zero leaves it to the kernel.
 	From4, From6   netip.Addr
 	User, Password string // "" asks for none
+	// Admit judges each login in place of User and Password; nil: they do.
+	Admit func(user, password string) bool
 	// Cert and WrongCert (for BadCert) serve HTTPS.
 	Cert, WrongCert tls.Certificate
 	HTTP1Only       bool // HTTPS: do not offer HTTP/2

@@ -73,7 +73,7 @@ func (p *Proxy) negotiate(c net.Conn) error {
 		return fmt.Errorf("not SOCKS5 (version %d): %v", head[0], err)
 	}
 	want := byte(0)
-	if p.opt.User != "" || p.is(Auth) {
+	if p.guarded() || p.is(Auth) {
 		want = 2
 	}
 	for _, m := range methods {
@@ -101,7 +101,7 @@ func (p *Proxy) authenticate(c net.Conn, method byte) error {
 	if err != nil {
 		return err
 	}
-	if p.is(Auth) || user != p.opt.User || password != p.opt.Password {
+	if p.is(Auth) || !p.admits(user, password) {
 		c.Write([]byte{1, 1})
 		return errors.New("wrong user or password")
 	}
