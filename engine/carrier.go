@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/route"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
 
@@ -18,12 +19,6 @@ const (
 	carrierPause    = time.Minute // before another try at a redirect that did not work
 	carrierPauseMax = time.Hour
 )
-
-// redirectExcept are ports whose servers speak first: their apps have no early
-// data, and are better told by a refusal that nobody answers.
-func redirectExcept() []uint16 {
-	return []uint16{21, 22, 25, 110, 119, 143, 587, 3306, 5900} // FTP, SSH, SMTP, POP3, NNTP, IMAP, submission, MySQL, VNC
-}
 
 // wantsRedirect says which carrier is right now.
 func (e *Engine) wantsRedirect() bool {
@@ -69,7 +64,7 @@ func (p *pipeline) redirect(ctx context.Context, e *Engine, on bool) error {
 		return nil
 	}
 	with := p.net
-	with.Redirect, with.RedirectExcept = p.stack.RedirectPort(), redirectExcept()
+	with.Redirect, with.RedirectExcept = p.stack.RedirectPort(), route.ServerSpeaksFirst()
 	if on {
 		p.hadRedirect = true
 		err := e.opt.Host.Apply(ctx, with)

@@ -40,6 +40,14 @@ func (h *Handler) firstBytes(app flow.StreamConn) ([]byte, error) {
 	return nil, err
 }
 
+// speaksFirst are ports of FTP, SSH, SMTP, POP3, NNTP, IMAP, submission, MySQL
+// and VNC.
+var speaksFirst = [...]uint16{21, 22, 25, 110, 119, 143, 587, 3306, 5900}
+
+// ServerSpeaksFirst are the ports whose servers speak first: their apps have no
+// early data, and are better told by a refusal that nobody answers.
+func ServerSpeaksFirst() []uint16 { return slices.Clone(speaksFirst[:]) }
+
 // talkers remembers targets whose server speaks first: an app has nothing to
 // say to them before, so it is not accepted before they have answered. Some are
 // known by their port, the others are learnt. The zero value is ready.
@@ -49,8 +57,7 @@ type talkers struct {
 }
 
 func (s *talkers) has(t flow.Target) bool {
-	switch t.Port {
-	case 21, 22, 25, 110, 119, 143, 587, 3306, 5900: // FTP, SSH, SMTP, POP3, NNTP, IMAP, submission, MySQL, VNC
+	if slices.Contains(speaksFirst[:], t.Port) {
 		return true
 	}
 	s.mu.RLock()

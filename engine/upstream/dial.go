@@ -164,9 +164,5 @@ func worst(errs []error) error {
 func (d *netDialer) dialOne(ctx context.Context, ap netip.AddrPort) (*net.TCPConn, error) {
 	nd := net.Dialer{Timeout: dialTimeout, Control: d.opts.Control}
 	nd.SetMultipathTCP(false) // a plain TCP socket is what splice(2) takes
-	c, err := nd.DialContext(ctx, "tcp", ap.String())
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.TCPConn), nil
+	return nd.DialTCP(ctx, "tcp", netip.AddrPort{}, ap)
 }
