@@ -208,7 +208,7 @@ func validateGroups(src *source, r *raw, c *Config) error {
 		if err := c.checkName(src, path, "group", i, rg.Name); err != nil {
 			return err
 		}
-		g := Group{Name: rg.Name, Members: rg.Members, Policy: rg.Policy, Weights: rg.Weights}
+		g := Group(rg)
 		if g.Policy == "" {
 			g.Policy = "latency"
 		}
