@@ -163,6 +163,12 @@ func BenchmarkH2(b *testing.B) {
 	benchmarkThroughput(b, "https://"+addr, change)
 }
 
+// BenchmarkH2Far is BenchmarkH2 on a path of 20 ms, where windows count.
+func BenchmarkH2Far(b *testing.B) {
+	addr, change, _ := h2Proxy(b, "", 0)
+	benchmarkThroughput(b, "https://"+delayed(b, addr, 10*time.Millisecond), change)
+}
+
 // BenchmarkH2Connect is a whole tunnel: open, an echo, close.
 func BenchmarkH2Connect(b *testing.B) {
 	addr, change, _ := h2Proxy(b, "", 0)

@@ -238,3 +238,51 @@ func TestWindowFollowsPath(t *testing.T) {
 		})
 	}
 }
+
+// TestWindowGrowsWithReader: what the path can carry is granted to readers
+// that empty their buffer now and then, also by bursts, and not to slow ones.
+func TestWindowGrowsWithReader(t *testing.T) {
+	for name, c := range map[string]struct {
+		parts []int // bytes read after each window that came in
+		grows bool
+	}{
+		"keeps up": {[]int{firstWindow, firstWindow / 2}, true},
+		"slow":     {[]int{firstWindow / 2, firstWindow / 2}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, p := session(t)
+			st, id := opened(t, s, p)
+			s.mu.Lock()
+			s.path.target = maxWindow
+			s.path.next = time.Now().Add(time.Hour)
+			s.mu.Unlock()
+			go io.Copy(io.Discard, p.c) // what we send
+			send, unread := firstWindow, int64(0)
+			for _, n := range c.parts {
+				for ; send > 0; send -= maxFrameBytes {
+					p.WriteData(id, false, make([]byte, maxFrameBytes))
+					unread += maxFrameBytes
+				}
+				for !s.holds(unread) {
+					time.Sleep(time.Millisecond)
+				}
+				unread -= int64(n)
+				if _, err := io.ReadFull(st, make([]byte, n)); err != nil {
+					t.Fatal(err)
+				}
+				send = n
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if grown := st.window > firstWindow; grown != c.grows {
+				t.Errorf("a window of %d KiB", st.window>>10)
+			}
+		})
+	}
+}
+
+func (s *Session) holds(n int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held == n || s.err != nil
+}

@@ -45,6 +45,7 @@ type Stream struct {
 	recvLeft    int64 // what the peer may still send
 	window      int64 // what it may have in flight
 	consumed    int64 // read by the user, not yet returned to the peer
+	drained     bool  // nothing was unread at some time since the last return
 	first, last *chunk
 }
 
@@ -99,17 +100,19 @@ func (st *Stream) deliver(c *chunk) (took bool) {
 	return took
 }
 
-// creditLocked returns n bytes to the peer's window, in steps of half of it. A
-// reader that has emptied the buffer keeps up with the peer: its window grows
-// to what the path needs.
+// creditLocked returns n bytes to the peer's window, in steps of a quarter of
+// it: in larger ones a round trip would carry little more than half. A
+// reader that has emptied the buffer meanwhile keeps up with the peer: its
+// window grows to what the path needs.
 func (st *Stream) creditLocked(n int64) {
 	st.consumed += n
-	if st.consumed < st.window/2 || st.ended || st.err != nil {
+	if st.consumed < st.window/4 || st.ended || st.err != nil {
 		return
 	}
 	add := st.consumed
 	st.consumed = 0
-	if st.first == nil {
+	if st.drained {
+		st.drained = false
 		add += st.widenLocked(st.s.path.target, extraBytes)
 	}
 	st.recvLeft += add
@@ -129,6 +132,7 @@ func (st *Stream) widenLocked(want, limit int64) int64 {
 func (st *Stream) consumedLocked(n int64) {
 	st.s.held -= n
 	st.s.creditLocked()
+	st.drained = st.drained || st.first == nil
 	st.creditLocked(n)
 }
 
