@@ -105,14 +105,7 @@ func newOrigin(t *testing.T) *origin {
 	o.roots.AddCert(web.Certificate())
 	o.doh = web.URL + "/dns-query"
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pc, err := net.ListenPacket("udp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l, pc := listenBoth(t)
 	s, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

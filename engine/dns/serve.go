@@ -17,46 +17,76 @@ import (
 // rest 256 wait at a time, and more get SERVFAIL.
 func (s *Server) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketConn) {
 	defer app.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
 	defer context.AfterFunc(ctx, func() { app.Close() })()
-	slots := make(chan struct{}, packetParallel)
 	buf := s.buffers.Get().(*[maxQueryBytes]byte)
 	defer s.buffers.Put(buf)
 	for {
-		_ = app.SetReadDeadline(time.Now().Add(packetIdle))
-		n, server, err := app.ReadFrom(buf[:])
+		n, server, err := receive(app, buf)
 		if err != nil {
-			if isTimeout(err) && len(slots) > 0 {
-				continue
-			}
 			return
 		}
+		// Most sockets ask once, what is answered at once; others cost more.
 		reply, ok := s.quick(buf[n:n], buf[:n], false) // the rest of the buffer has room for it
 		if !ok {
-			var q *request
-			if reply, q, err = s.fast(buf[:n], false); err != nil {
-				continue
-			}
-			if q != nil {
-				select {
-				case slots <- struct{}{}:
-					wg.Go(func() {
-						_, _ = app.WriteTo(s.slow(ctx, q), server)
-						<-slots
-					})
-					continue
-				default:
-					reply = header(buf[:n], dns.RcodeServerFailure)
-				}
-			}
+			s.handlePackets(ctx, app, buf, n, server)
+			return
 		}
 		if _, err := app.WriteTo(reply, server); err != nil && ctx.Err() != nil {
 			return
 		}
 	}
+}
+
+// receive waits for a query, packetIdle at most.
+func receive(app net.PacketConn, buf *[maxQueryBytes]byte) (n int, server net.Addr, err error) {
+	_ = app.SetReadDeadline(time.Now().Add(packetIdle))
+	return app.ReadFrom(buf[:])
+}
+
+// handlePackets is HandlePackets from the first query on, n bytes in buf, that
+// is not quick.
+func (s *Server) handlePackets(ctx context.Context, app net.PacketConn, buf *[maxQueryBytes]byte, n int, server net.Addr) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	slots := make(chan struct{}, packetParallel)
+	for {
+		reply, q := s.answerNow(buf, n)
+		if q != nil {
+			select {
+			case slots <- struct{}{}:
+				asked := server // the next query may be to another
+				wg.Go(func() {
+					_, _ = app.WriteTo(s.slow(ctx, q), asked)
+					<-slots
+				})
+			default:
+				reply = header(buf[:n], dns.RcodeServerFailure)
+			}
+		}
+		if reply != nil {
+			if _, err := app.WriteTo(reply, server); err != nil && ctx.Err() != nil {
+				return
+			}
+		}
+		var err error
+		for n, server, err = receive(app, buf); err != nil; n, server, err = receive(app, buf) {
+			if !isTimeout(err) || len(slots) == 0 {
+				return
+			}
+		}
+	}
+}
+
+// answerNow answers the query in buf if that needs no waiting, in the rest of
+// buf where it can. Neither reply nor request means that it was no query.
+func (s *Server) answerNow(buf *[maxQueryBytes]byte, n int) (reply []byte, q *request) {
+	if reply, ok := s.quick(buf[n:n], buf[:n], false); ok {
+		return reply, nil
+	}
+	reply, q, _ = s.fast(buf[:n], false)
+	return reply, q
 }
 
 // HandleStream answers queries over TCP (RFC 7766): pipelined, in any order,

@@ -2,10 +2,13 @@ package dns
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,17 +23,29 @@ type pending struct{ conn *net.TCPConn }
 func (p pending) Accept() (flow.StreamConn, error) { return p.conn, nil }
 func (p pending) Reject(flow.Reason)               { p.conn.Close() }
 
+// listenBoth takes a port that is free for TCP and for UDP.
+func listenBoth(t *testing.T) (net.Listener, net.PacketConn) {
+	t.Helper()
+	for try := 0; ; try++ {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pc, err := net.ListenPacket("udp", l.Addr().String())
+		if err == nil {
+			return l, pc
+		}
+		l.Close()
+		if try == 20 {
+			t.Fatal(err)
+		}
+	}
+}
+
 // serveT serves s on loopback sockets until the test ends.
 func serveT(t *testing.T, s *Server) (address string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pc, err := net.ListenPacket("udp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l, pc := listenBoth(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{}, 2)
 	go func() { s.HandlePackets(ctx, flow.Flow{}, pc); done <- struct{}{} }()
@@ -118,6 +133,62 @@ func TestServeUDPAndTCP(t *testing.T) {
 	}
 	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
 		t.Error(err)
+	}
+}
+
+// many is a socket that asks each of its queries at another server.
+type many struct {
+	feed
+	mu      sync.Mutex
+	queries [][]byte
+	answers map[string]string // guarded by mu: the server's address → the answer's name
+	sent    int               // guarded by mu
+	done    chan struct{}     // closed by the last answer
+}
+
+func (m *many) ReadFrom(p []byte) (int, net.Addr, error) {
+	if m.left++; m.left > len(m.queries) {
+		<-m.done
+		return 0, nil, net.ErrClosed
+	}
+	return copy(p, m.queries[m.left-1]), &net.UDPAddr{IP: net.IPv4(192, 0, 2, byte(m.left)), Port: 53}, nil
+}
+
+func (m *many) WriteTo(p []byte, server net.Addr) (int, error) {
+	r := new(dns.Msg)
+	if err := r.Unpack(p); err != nil {
+		return 0, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.answers[server.String()] = r.Question[0].Name
+	if m.sent++; m.sent == len(m.queries) {
+		close(m.done)
+	}
+	return len(p), nil
+}
+
+// TestAnswersComeFromWhoWasAsked: also those that come late, of a socket whose
+// first queries are quick.
+func TestAnswersComeFromWhoWasAsked(t *testing.T) {
+	s := newServerT(t, Options{Exchange: func(ctx context.Context, q []byte) ([]byte, error) {
+		time.Sleep(20 * time.Millisecond)
+		return responder(0, "x.test. 60 IN TXT x")(ctx, q)
+	}})
+	slowly(s, mustPack(query("quick.test.", dns.TypeA)), false)
+	m := &many{answers: map[string]string{}, done: make(chan struct{})}
+	want := map[string]string{}
+	for i := range 40 {
+		q := query(fmt.Sprintf("n%d.test.", i), dns.TypeTXT)
+		if i%4 < 2 {
+			q = query("quick.test.", dns.TypeA)
+		}
+		m.queries = append(m.queries, mustPack(q))
+		want[fmt.Sprintf("192.0.2.%d:53", i+1)] = q.Question[0].Name
+	}
+	s.HandlePackets(context.Background(), flow.Flow{}, m)
+	if !maps.Equal(m.answers, want) {
+		t.Errorf("got %v", m.answers)
 	}
 }
 
