@@ -93,3 +93,46 @@ func TestPoolTakeAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// BenchmarkFirstByte measures a flow from its dial to the first byte back, in
+// round trips of a path of 20 ms. Without a pool the connect of TCP is not in
+// it, which would be one more.
+func BenchmarkFirstByte(b *testing.B) {
+	const rtt = 20 * time.Millisecond
+	for _, scheme := range []string{"socks5", "http"} {
+		for _, how := range []struct {
+			name    string
+			verdict Verdict
+			pool    int
+		}{{"early", EarlyCarries, 0}, {"plain", EarlyRefuses, 0}, {"cold", EarlyRefuses, -1}} {
+			b.Run(scheme+"/"+how.name, func(b *testing.B) {
+				m := &moody{socks: scheme == "socks5"}
+				addr := delayed(b, serve(b, m.handle).String(), rtt/2)
+				u := open(b, scheme+"://"+addr, nil, Options{PoolMax: how.pool})
+				u.SetEarly(how.verdict)
+				u.prover.proven.Store(1 << 20)
+				firstByte(b, u)
+				time.Sleep(10 * rtt)
+				var total time.Duration
+				for b.Loop() {
+					total += firstByte(b, u)
+					time.Sleep(rtt)
+				}
+				b.ReportMetric(float64(total)/float64(b.N)/float64(rtt), "RTT/flow")
+			})
+		}
+	}
+}
+
+func firstByte(b *testing.B, u *Upstream) time.Duration {
+	begin := time.Now()
+	c, err := u.DialStream(context.Background(), flow.Target{Name: "x.example", Port: 80}, []byte(getHead))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(begin)
+}

@@ -10,10 +10,11 @@ const (
 	minWindow    = 250 * time.Millisecond // … but at least so much: a page's connections come within that
 	maxWindow    = 2 * time.Second
 	peakHalfLife = time.Minute
-	headroom     = 1.25            // of the greatest burst: the next may be greater
-	coldStock    = 12              // as long as nothing is known: what a browser opens for a page
-	coldTime     = 2 * time.Minute // after the first flow
-	forgetAfter  = 3 * time.Minute // without a flow nothing is kept warm
+	headroom     = 1.25                 // of the greatest burst: the next may be greater
+	coldStock    = 12                   // as long as nothing is known: what a browser opens for a page
+	coldTime     = 2 * time.Minute      // after the first flow
+	forgetAfter  = 3 * time.Minute      // without a flow nothing is kept warm
+	nearSetup    = 2 * time.Millisecond // of a proxy that is worth no pool in a rush
 )
 
 // demand estimates how many connections to keep ready: as many as are taken
@@ -30,6 +31,7 @@ type demand struct {
 	last   time.Time     // flow; zero: never
 	peak   float64       // flows in a window, at last
 	setup  time.Duration // mean of how long a new connection takes
+	quick  time.Duration // how long it takes when nothing is in the way
 }
 
 // note counts a flow.
@@ -58,6 +60,17 @@ func (d *demand) took(t time.Duration) {
 		d.setup = t
 	}
 	d.setup += (t - d.setup) / 8
+	if d.quick == 0 || t < d.quick {
+		d.quick = t
+	}
+	d.quick += (t - d.quick) / 64
+}
+
+// rush says that more flows come in a moment than a pool holds, to a proxy so
+// near that making connections ahead gains them nothing and
+// costs the processor that they compete for.
+func (d *demand) rush(now time.Time) bool {
+	return d.quick > 0 && d.quick < nearSetup && now.UnixNano()-d.recent[d.next] < int64(minWindow)
 }
 
 func (d *demand) faded(now time.Time) float64 {

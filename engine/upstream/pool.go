@@ -93,6 +93,11 @@ func (p *pool) take(ctx context.Context, fresh bool) (*warm, error) {
 			return w, nil
 		}
 	}
+	if p.demand.rush(now) {
+		epoch := p.epoch
+		p.mu.Unlock()
+		return p.dialHere(ctx, now, epoch)
+	}
 	ready := make(chan taken, 1)
 	p.waiting = append(p.waiting, ready)
 	p.refillLocked(now)
@@ -116,6 +121,16 @@ func (p *pool) take(ctx context.Context, fresh bool) (*warm, error) {
 	default:
 	}
 	return nil, fault(Timeout, fmt.Errorf("connect: %w", context.Cause(ctx)), "no answer: check host, port and firewall")
+}
+
+// dialHere makes a connection for the caller alone.
+func (p *pool) dialHere(ctx context.Context, begin time.Time, epoch int) (*warm, error) {
+	w, err := p.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w.epoch, w.waited = epoch, time.Since(begin)
+	return w, nil
 }
 
 // popLocked takes the newest idle connection that lives. If the newest does
@@ -185,7 +200,7 @@ func (p *pool) refillLocked(now time.Time) {
 	for len(p.waiting) > p.dialing {
 		p.dialLocked()
 	}
-	if now.Before(p.retryAt) {
+	if now.Before(p.retryAt) || p.demand.rush(now) {
 		return
 	}
 	want := min(p.demand.stock(now, p.limit.life()), p.max)

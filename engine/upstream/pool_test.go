@@ -280,6 +280,36 @@ func TestDemandIsBounded(t *testing.T) {
 	}
 }
 
+// TestRush: who opens thousands of connections a second to a proxy next door
+// gets what was ready and then makes each himself.
+func TestRush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakes{setup: time.Millisecond / 2}
+		p := newPool(0, &counters{}, f.open)
+		defer p.close()
+		take := func() *warm {
+			w, err := p.take(t.Context(), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return w
+		}
+		const flows = 5000
+		for range flows {
+			take()
+		}
+		if n := f.made.Load(); n > flows+poolMax {
+			t.Errorf("%d connections for %d flows", n, flows)
+		}
+		time.Sleep(time.Second)
+		take() // the rush is over
+		time.Sleep(time.Second)
+		if w := take(); !w.pooled {
+			t.Error("not warm again")
+		}
+	})
+}
+
 func TestPaceLearns(t *testing.T) {
 	var p pace
 	if p.patience() != unknownPace {
