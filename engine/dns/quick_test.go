@@ -96,6 +96,9 @@ func TestQuickIsTheSameAsSlow(t *testing.T) {
 		for _, name := range names {
 			for _, qtype := range types {
 				for variant := range 2 * 2 * 2 * 6 {
+					if raceEnabled && (variant+int(qtype))%7 != 0 {
+						continue // nothing is concurrent here
+					}
 					q := query(name, qtype)
 					q.Id = uint16(variant * 7919)
 					q.RecursionDesired, q.CheckingDisabled = variant&1 == 0, variant&2 != 0
