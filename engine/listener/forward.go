@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // chunkBytes is what is copied of a body at a time.
@@ -195,6 +196,7 @@ func (w *web) switchProtocols(rw http.ResponseWriter, r *http.Request, resp *htt
 		app.TCPConn.Close()
 	} else {
 		app.CloseWrite()
+		app.SetReadDeadline(time.Now().Add(appIdle)) // it has heard the end
 	}
 	up.Wait()
 }
