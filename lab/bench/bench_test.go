@@ -47,7 +47,7 @@ BenchmarkPick/policy=latency/endpoints=1000-2      	 1000	        90.5 ns/op	   
 BenchmarkRank/endpoints=10-2                       	 1000	        90.5 ns/op
 PASS
 pkg: github.com/atlanticproxy/atlanticproxy/engine/rules
-BenchmarkMatch10k 	 1000	 512 ns/op	 0 B/op	 0 allocs/op
+BenchmarkMatch/kind=mixed/rules=10000 	 1000	 512 ns/op	 0 B/op	 0 allocs/op
 `
 	all, err := parseBenchmarks(strings.NewReader(output))
 	if err != nil || len(all) != 4 {
@@ -57,7 +57,7 @@ BenchmarkMatch10k 	 1000	 512 ns/op	 0 B/op	 0 allocs/op
 		t.Errorf("%+v", all)
 	}
 	lines := series(all, "Pick")
-	if len(lines) != 1 || lines[0].Name != "Pick, policy=latency, by endpoints" || len(lines[0].Xs) != 2 || lines[0].Ys[1] != 90.5 {
+	if len(lines) != 1 || lines[0].Name != "policy=latency" || len(lines[0].Xs) != 2 || lines[0].Ys[1] != 90.5 {
 		t.Errorf("%+v", lines)
 	}
 	var r Report
@@ -65,7 +65,7 @@ BenchmarkMatch10k 	 1000	 512 ns/op	 0 B/op	 0 allocs/op
 	if f, ok := r.Get("hot/engine/resolve/Pick/policy=latency/endpoints=1000/allocations"); !ok || f.Met() {
 		t.Errorf("2 allocations pass: %+v", r.Figures)
 	}
-	if f, ok := r.Get("hot/engine/rules/Match10k"); !ok || !f.Met() {
+	if f, ok := r.Get("hot/engine/rules/Match/kind=mixed/rules=10000"); !ok || !f.Met() {
 		t.Errorf("512 ns do not pass: %+v", r.Figures)
 	}
 }

@@ -36,7 +36,7 @@ const (
 // palette is legible on white and on black: Okabe and Ito's, lightened or
 // darkened to the middle.
 func palette() []string {
-	return []string{"#d97706", "#2f8fd0", "#12a074", "#c2577f", "#7c6fd6", "#8d8438"}
+	return []string{"#d97706", "#2f8fd0", "#12a074", "#c2577f", "#7c6fd6", "#8d8438", "#6f7b83", "#b3592c"}
 }
 
 // axis maps values to positions.

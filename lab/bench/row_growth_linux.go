@@ -19,7 +19,7 @@ func (r *runner) growth(ctx context.Context) error {
 	}
 	all, err := r.benchmarks()
 	if err == nil {
-		r.growthOfTables(series(all, "Pick", "Match"))
+		r.growthOfTables(all)
 	}
 	return err
 }
@@ -130,20 +130,26 @@ func (r *runner) plotGrowth(all []crowded) {
 			column("RSS", func(x crowded) float64 { return x.rss })}})
 }
 
-// growthOfTables plots what a choice and a match cost by size.
-func (r *runner) growthOfTables(series []Line) {
-	if len(series) == 0 {
-		r.Missing = append(r.Missing, "growth: the cost of a choice among upstreams and of a rule match: no such benchmarks were given")
-		return
-	}
-	table := Table{Title: "How the cost grows with upstreams and rules", Columns: []string{"", "size", "ns"}}
-	for _, l := range series {
-		for i := range l.Xs {
-			table.Rows = append(table.Rows, []string{l.Name, number(l.Xs[i]), number(l.Ys[i])})
-			r.add(fmt.Sprintf("growth/%s/%.0f", slug(l.Name), l.Xs[i]), l.Ys[i], "ns")
+// growthOfTables plots what single functions cost by the size of their tables.
+func (r *runner) growthOfTables(all []benchmark) {
+	table := Table{Title: "How the cost grows with upstreams, rules and names", Columns: []string{"", "size", "ns"}}
+	for _, of := range []struct{ benchmark, title, x string }{
+		{"Pick", "A choice among endpoints", "endpoints"},
+		{"Match", "A match against rules", "rules"},
+		{"Answer", "An answer to a name", "names known"},
+	} {
+		lines := series(all, of.benchmark)
+		if len(lines) == 0 {
+			r.Missing = append(r.Missing, "growth: "+of.title+": no such benchmarks were given")
+			continue
 		}
+		for _, l := range lines {
+			for i := range l.Xs {
+				table.Rows = append(table.Rows, []string{of.title + ", " + l.Name, number(l.Xs[i]), number(l.Ys[i])})
+				r.add(fmt.Sprintf("growth/%s/%s/%.0f", slug(of.benchmark), slug(l.Name), l.Xs[i]), l.Ys[i], "ns")
+			}
+		}
+		r.plots = append(r.plots, Plot{Name: "growth-" + slug(of.benchmark), Title: of.title, X: of.x, Y: "ns", LogX: true, LogY: true, Lines: lines})
 	}
 	r.tables = append(r.tables, table)
-	r.plots = append(r.plots, Plot{Name: "growth-tables", Title: "A choice among endpoints, a match against rules", X: "endpoints, rules", Y: "ns",
-		LogX: true, LogY: true, Lines: series})
 }
