@@ -96,7 +96,7 @@ type asked struct {
 // run asks more and more sessions while st, of s, goes on waiting.
 func (h *hedge) run(ctx context.Context, s *h2.Session, st *h2.Stream) (*h2.Stream, h2.Response, error) {
 	undo := h.p.suspect(s, h.served, h.record)
-	own, cancel := context.WithCancel(WithTrace(ctx, new(Trace)))
+	own, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answers := make(chan asked, h2Asks)
 	go func() {
@@ -105,7 +105,7 @@ func (h *hedge) run(ctx context.Context, s *h2.Session, st *h2.Stream) (*h2.Stre
 	}()
 	more := func() {
 		go func() {
-			st, r, err := h.askOther(own)
+			st, r, err := h.askOther(WithTrace(own, new(Trace)))
 			answers <- asked{st, r, err, false}
 		}()
 	}
