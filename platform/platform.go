@@ -94,8 +94,9 @@ type NetConfig struct {
 	// alone.
 	DNS []netip.Addr
 	// Redirect, if not 0, takes TCP connections of this machine that would enter
-	// the TUN to this port of loopback instead: all of IPv4, and IPv6 towards
-	// Addr6's prefix, but not those to a port in RedirectExcept. A connection
+	// the TUN to this port of loopback instead (any address of 127.0.0.0/8, or
+	// ::1): all of IPv4, and IPv6 towards Addr6's prefix, but not those to a port
+	// in RedirectExcept. A connection
 	// keeps the way that its SYN took while Redirect changes. A Host that cannot
 	// do it ignores it: whoever asks has to try whether it works.
 	Redirect       uint16

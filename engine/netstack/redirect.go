@@ -18,13 +18,13 @@ import (
 // loopback (platform.NetConfig.Redirect), so their packets never leave the
 // kernel. It cannot hold a SYN: when we hear of a connection it is established.
 //
-//	app ──► X:dp   nat output: redirect   ──► 127.0.0.1:port ──► redirect ──► Handler
+//	app ──► X:dp   nat output: redirect   ──► 127.x.y.z:port ──► redirect ──► Handler
 //
 // The translation serves everything that is not redirected, so the redirect may
 // come and go.
 type redirect struct {
 	k         *kernel
-	listeners []*net.TCPListener // on 127.0.0.1, and ::1 where there is IPv6
+	listeners []*net.TCPListener // on all of loopback
 	port      uint16             // of all
 
 	once  sync.Once      // closes end
@@ -34,7 +34,7 @@ type redirect struct {
 }
 
 const (
-	redirectTries = 8 // ports, until one is free on both loopback addresses
+	redirectTries = 8 // ports, until one is free for both families
 	redirectEnds  = 2 * time.Second
 )
 
@@ -52,17 +52,14 @@ func newRedirect(k *kernel) (*redirect, error) {
 }
 
 func (r *redirect) listen() error {
-	var hosts []string
-	if r.k.v4 != nil {
-		hosts = append(hosts, "127.0.0.1")
-	}
-	if r.k.v6 != nil {
-		hosts = append(hosts, "::1")
-	}
-	lc := net.ListenConfig{Control: keepAliveOptions, KeepAlive: -1} // accepted connections inherit it
-	lc.SetMultipathTCP(false)
-	for _, host := range hosts {
-		l, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(host, strconv.Itoa(int(r.port))))
+	for _, f := range r.k.families() {
+		lc := net.ListenConfig{Control: listenerOptions("lo"), KeepAlive: -1} // accepted connections inherit it
+		network, host := "tcp4", "0.0.0.0"
+		if f.v6 { // its packets do not seem to come by lo, but nobody else reaches ::1
+			network, host, lc.Control = "tcp6", "::1", keepAliveOptions
+		}
+		lc.SetMultipathTCP(false)
+		l, err := lc.Listen(context.Background(), network, net.JoinHostPort(host, strconv.Itoa(int(r.port))))
 		if err != nil {
 			return err
 		}

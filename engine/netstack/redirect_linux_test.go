@@ -23,7 +23,8 @@ table inet rd { chain output { type nat hook output priority -90; }; chain track
 flush chain inet rd output
 flush chain inet rd track
 add rule inet rd track ct state invalid counter
-add rule inet rd output oifname kp0 meta l4proto tcp tcp flags & (fin|syn|rst|ack) == syn redirect to :%d
+add rule inet rd output oifname kp0 meta l4proto tcp tcp flags & (fin|syn|rst|ack) == syn meta nfproto ipv4 dnat ip to 127.0.0.1-127.255.255.254:%[1]d
+add rule inet rd output oifname kp0 meta l4proto tcp tcp flags & (fin|syn|rst|ack) == syn meta nfproto ipv6 redirect to :%[1]d
 N`, port))
 }
 
@@ -115,13 +116,13 @@ func TestRedirectStranger(t *testing.T) {
 	}
 	h := &localHandler{}
 	rig := startRedirect(t, h)
-	for _, host := range []string{"127.0.0.1", "::1"} {
+	for _, host := range []string{"127.0.0.1", "::1", "198.18.0.1"} {
 		c, err := net.Dial("tcp", net.JoinHostPort(host, fmt.Sprint(rig.redirect.port)))
 		if err == nil {
 			defer c.Close()
 			_, err = c.Read(make([]byte, 1))
 		}
-		if !errors.Is(err, syscall.ECONNRESET) {
+		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("%s: %v, want a reset", host, err)
 		}
 	}

@@ -207,6 +207,40 @@ func BenchmarkTranslate(b *testing.B) {
 	}
 }
 
+// TestTranslateAllocates: a packet of an open flow costs no memory, whichever way
+// it goes.
+func TestTranslateAllocates(t *testing.T) {
+	k, _ := newMemoryKernel(t, funcHandler{})
+	openFlow(k, k.v4, appAddr4, "203.0.113.7")
+	openFlow(k, k.v6, appAddr6, "2001:db8::7")
+	for name, raw := range map[string][]byte{
+		"v4 out": craft(appAddr4, "203.0.113.7", protoTCP, tcpSegment(9, 80, 1, 1, tcpACK, "x")),
+		"v6 out": craft(appAddr6, "2001:db8::7", protoTCP, tcpSegment(9, 80, 1, 1, tcpACK, "x")),
+		"v4 back": craft(k.v4.tun.netip().String(), k.v4.slots[0].Load().out.src.netip().String(), protoTCP,
+			tcpSegment(k.v4.port, firstPeerPort, 1, 1, tcpACK, "x")),
+		"v6 back": craft(k.v6.tun.netip().String(), k.v6.slots[0].Load().out.src.netip().String(), protoTCP,
+			tcpSegment(k.v6.port, firstPeerPort, 1, 1, tcpACK, "x")),
+	} {
+		q, buf := &countingQueue{}, make([]byte, len(raw))
+		if n := testing.AllocsPerRun(200, func() {
+			copy(buf, raw)
+			k.packet(t.Context(), q, buf)
+		}); n != 0 || q.written != 201 { // once more to warm up
+			t.Errorf("%s: %v allocations a packet, %d packets written", name, n, q.written)
+		}
+	}
+}
+
+type countingQueue struct {
+	nullQueue
+	written int
+}
+
+func (q *countingQueue) Write(p []byte) (int, error) {
+	q.written++
+	return len(p), nil
+}
+
 type nullQueue struct{}
 
 func (nullQueue) Read([]byte) (int, error)    { return 0, nil }

@@ -89,7 +89,7 @@ func TestRedirect(t *testing.T) {
 	speak("by the redirect")
 	s.must("use", "direct")
 	awaitCarrier(t, l, s, api.CarrierNAT)
-	if r := ruleset(t, l); strings.Contains(r, "redirect to") {
+	if r := ruleset(t, l); strings.Contains(r, "dnat") {
 		t.Errorf("the rule is still there:\n%s", r)
 	}
 	s.must("use", w.name)
@@ -113,7 +113,7 @@ func TestRedirectKilled(t *testing.T) {
 	s.await(api.On)
 	awaitCarrier(t, l, s, api.CarrierRedirect)
 	s.kill()
-	if r := ruleset(t, l); !strings.Contains(r, "redirect to") {
+	if r := ruleset(t, l); !strings.Contains(r, "dnat") {
 		t.Fatalf("the kill left nothing to clean up:\n%s", r)
 	}
 	s.launch()

@@ -16,9 +16,16 @@ import (
 // TUN to a listener on loopback. It is a chain in our table:
 //
 //	chain loopback {         nat, output, after everybody else's
-//	  oifname TUN  tcp syn  tcp dport != …  ipv4              ct timeout set brief  redirect to :PORT
-//	  oifname TUN  tcp syn  tcp dport != …  ip6 daddr PREFIX  ct timeout set brief  redirect to :PORT
+//	  oifname TUN  tcp syn  tcp dport != …  ipv4              ct timeout set brief  dnat to 127.0.0.1-127.255.255.254:PORT
+//	  oifname TUN  tcp syn  tcp dport != …  ip6 daddr PREFIX  redirect to :PORT
 //	}
+//
+// An app uses one source port towards many targets. Here they would all be one
+// pair of addresses, and a SYN that meets the TIME_WAIT of another target's
+// connection may be refused and cost a second. So IPv4 targets are spread over
+// the loopback network: the kernel chooses the address by a hash of source and
+// target. IPv6 has one loopback address; there conntrack keeps its own timeouts,
+// which are longer than TIME_WAIT, and gives a second connection another port.
 //
 // Only the SYN decides: a connection that began before keeps the way it has, and
 // so does a redirected one after the rules are gone, as conntrack remembers it.
@@ -56,20 +63,17 @@ func loadRedirect(o op, timeouts bool) error {
 		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(redirectPriority),
 	})
 	c.FlushChain(chain)
-	act := []expr.Any{
-		&expr.Immediate{Register: reg, Data: binaryutil.BigEndian.PutUint16(o.Dport)},
-		&expr.Redir{RegisterProtoMin: reg},
+	rule := func(parts ...[]expr.Any) {
+		match := slices.Concat(outInterface(o.Dev), tcp(expr.CmpOpEq), tcpIsSyn(), portsOtherThan(o.Except))
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(match, slices.Concat(parts...)...)})
 	}
+	var soon []expr.Any
 	if timeouts {
-		act = append(forgetSoon(c, table), act...)
+		soon = forgetSoon(c, table)
 	}
-	matches := [][]expr.Any{ofFamily(unix.NFPROTO_IPV4)}
+	rule(ofFamily(unix.NFPROTO_IPV4), soon, toLoopback4(o.Dport))
 	if o.To.IsValid() {
-		matches = append(matches, slices.Concat(ofFamily(unix.NFPROTO_IPV6), towards6(o.To)))
-	}
-	for _, match := range matches {
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(
-			outInterface(o.Dev), tcp(expr.CmpOpEq), tcpIsSyn(), portsOtherThan(o.Except), match, act)})
+		rule(ofFamily(unix.NFPROTO_IPV6), towards6(o.To), toLoopback6(o.Dport))
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("load the nft redirect: %w", err)
@@ -121,6 +125,25 @@ func outInterface(name string) []expr.Any {
 
 func ofFamily(family byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, compare(expr.CmpOpEq, []byte{family})}
+}
+
+func toLoopback4(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: unix.NFT_REG32_00, Data: []byte{127, 0, 0, 1}},
+		&expr.Immediate{Register: unix.NFT_REG32_01, Data: []byte{127, 255, 255, 254}},
+		&expr.Immediate{Register: unix.NFT_REG32_02, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.NAT{
+			Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, Specified: true,
+			RegAddrMin: unix.NFT_REG32_00, RegAddrMax: unix.NFT_REG32_01, RegProtoMin: unix.NFT_REG32_02,
+		},
+	}
+}
+
+func toLoopback6(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: reg, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.Redir{RegisterProtoMin: reg},
+	}
 }
 
 func portsOtherThan(ports []uint16) []expr.Any {

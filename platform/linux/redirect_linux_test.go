@@ -25,8 +25,12 @@ type redirected struct {
 func listenRedirected(t *testing.T) *redirected {
 	t.Helper()
 	r := &redirected{conns: make(chan net.Conn, 16)}
-	for _, address := range []string{"127.0.0.1:7777", "[::1]:7777"} {
-		l, err := net.Listen("tcp", address)
+	for _, address := range []string{"0.0.0.0:7777", "[::1]:7777"} {
+		network := "tcp4"
+		if strings.HasPrefix(address, "[") {
+			network = "tcp6"
+		}
+		l, err := net.Listen(network, address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,7 +179,7 @@ func TestRedirectRepaired(t *testing.T) {
 	for _, line := range []string{"nft flush ruleset", "nft flush chain inet atlantic loopback"} {
 		run(t, strings.Fields(line)...)
 		waitFor(t, "repair of "+line, func() bool {
-			return strings.Contains(run(t, "nft", "list", "ruleset"), "redirect to :7777")
+			return strings.Contains(run(t, "nft", "list", "ruleset"), ":7777")
 		})
 		if err := bothWays(app, ours); err != nil {
 			t.Errorf("%s: %v", line, err)
