@@ -25,8 +25,9 @@
 //
 // UDP does not go through gVisor on the kernel path: a session here is one map
 // entry, one small queue and one goroutine, where a gVisor endpoint costs
-// several times that, and a datagram crosses one channel instead of a stack
-// (less memory, less delay).
+// several times that. Datagrams are read in bursts (burst.go), and where the
+// Handler knows their way they leave on the goroutine that has read them; the
+// queue and the other goroutine are for those that need a verdict or a dial.
 //
 // Everything in a packet is hostile input: tables are bounded, nothing is
 // answered with more than it cost to send, and no answer begets an answer.

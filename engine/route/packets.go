@@ -40,21 +40,8 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 	h.open.Add(1)
 	defer h.open.Add(-1)
 	ctx, cancel := context.WithCancel(ctx)
-	s := &session{h: h, flow: f, app: app, dests: make(map[netip.AddrPort]*dest), names: make(map[upstream.NameAddr]*dest)}
-	first := decision{target: f.Target}
-	if !h.isDNS(f.Inbound, f.Dst.Port()) {
-		var to net.Addr = flow.UDPAddrOf(f.Dst)
-		if f.Target.Name != "" {
-			to = upstream.NameAddr{Name: f.Target.Name, Port: f.Target.Port}
-		}
-		if e := s.dest(f.Dst, to); e != nil {
-			first = e.d
-		}
-	}
-	s.live = h.track(f, first, cancel)
-	if s.live.sum == nil {
-		s.live.sum = &h.viaBytes
-	}
+	s := &session{h: h, flow: f, app: app, dests: make(map[netip.AddrPort]*dest)}
+	aside(func() { s.begin(cancel) })
 	defer h.live.Delete(f.ID)
 	// Closing app ends the loop below.
 	stop := context.AfterFunc(ctx, func() { _ = app.Close() })
@@ -78,6 +65,18 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 	s.close()
 }
 
+// aside runs f on a goroutine that ends. What takes kilobytes of stack is done
+// there: the caller's stack lasts as long as the app's socket, and would keep
+// them.
+func aside(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	<-done
+}
+
 // session is one app socket.
 type session struct {
 	h    *Handler
@@ -91,7 +90,7 @@ type session struct {
 	mu       sync.Mutex
 	ended    bool
 	dests    map[netip.AddrPort]*dest
-	names    map[upstream.NameAddr]*dest
+	names    map[upstream.NameAddr]*dest // nil until a name was sent to
 	paths    []*path
 	lastAddr netip.AddrPort // the destination that push found last
 	lastDest *dest          // nil if it is to be looked up again
@@ -109,6 +108,25 @@ type dest struct {
 	path  *path         // nil until the first datagram, or after the association ended
 	retry time.Time
 	told  bool // the refusal is counted among flows
+}
+
+// begin judges the first destination and makes the flow known.
+func (s *session) begin(cancel context.CancelFunc) {
+	f := &s.flow
+	first := decision{target: f.Target}
+	if !s.h.isDNS(f.Inbound, f.Dst.Port()) {
+		var to net.Addr = flow.UDPAddrOf(f.Dst)
+		if f.Target.Name != "" {
+			to = upstream.NameAddr{Name: f.Target.Name, Port: f.Target.Port}
+		}
+		if e := s.dest(f.Dst, to); e != nil {
+			first = e.d
+		}
+	}
+	s.live = s.h.track(*f, first, cancel)
+	if s.live.sum == nil {
+		s.live.sum = &s.h.viaBytes
+	}
 }
 
 // run reads what the app sends until the session is idle or app is closed.
@@ -246,6 +264,9 @@ func (s *session) dest(ap netip.AddrPort, to net.Addr) *dest {
 	f.Dst = ap
 	if byName {
 		e = s.judge(f, flow.Target{Name: name.Name, Port: name.Port})
+		if s.names == nil {
+			s.names = make(map[upstream.NameAddr]*dest)
+		}
 		s.names[name] = e
 	} else {
 		e = s.judge(f, flow.TargetOf(ap))

@@ -52,7 +52,9 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 	}
 	s.h.phases.added.Add(time.Since(s.flow.Start))
 	var tr upstream.Trace
-	conn, err := packets.DialPackets(upstream.WithTrace(ctx, &tr), e.d.target)
+	var conn net.PacketConn
+	var err error
+	aside(func() { conn, err = packets.DialPackets(upstream.WithTrace(ctx, &tr), e.d.target) })
 	s.h.outcome(ctx, e.d.u, e.d.target.Host(), err)
 	if err != nil {
 		s.h.refused.Add(1)
