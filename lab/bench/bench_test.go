@@ -136,6 +136,8 @@ func TestSave(t *testing.T) {
 	var r Report
 	r.atMost("a/p50", 1.1, "RTT", 1.15)
 	r.atLeast("b/reuse", 90, "%", 99)
+	r.atMost("d/errors", 0, "", 0)
+	r.atMost("e/errors", 2, "", 0)
 	r.Missing = []string{"c: no such program"}
 	r.tables = []Table{{Title: "T", Columns: []string{"", "x"}, Rows: [][]string{{"row", "1"}}, Notes: []string{"Why."}}}
 	r.plots = []Plot{{Name: "p", Title: "P"}}
@@ -147,7 +149,7 @@ func TestSave(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"| a/p50 | 1.1 RTT | ≤ 1.15 | yes |", "| b/reuse | 90 % | ≥ 99 | **no** |", "| row | 1 |", "Why.", "- c: no such program", "plots/p.svg"} {
+	for _, want := range []string{"| a/p50 | 1.1 RTT | ≤ 1.15 | yes |", "| b/reuse | 90 % | ≥ 99 | **no** |", "| e/errors | 2 | 0 | **no** |", "1 more figures had to be 0", "| row | 1 |", "Why.", "- c: no such program", "plots/p.svg"} {
 		if !strings.Contains(string(md), want) {
 			t.Errorf("results.md lacks %q:\n%s", want, md)
 		}

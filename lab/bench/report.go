@@ -107,14 +107,20 @@ func (r *Report) Markdown(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, commit %s, %s\n\n```console\n$ %s\n```\n", r.Date, r.Commit, r.System, r.Command)
 	goals := Table{Title: "What was aimed for", Columns: []string{"", "measured", "target", "met"}}
+	zeros := 0
 	for _, f := range r.Figures {
-		if f.target() != "" {
+		if f.Max != nil && *f.Max == 0 && f.Met() {
+			zeros++
+		} else if f.target() != "" {
 			met := "yes"
 			if !f.Met() {
 				met = "**no**"
 			}
 			goals.Rows = append(goals.Rows, []string{f.Name, strings.TrimSpace(number(f.Value) + " " + f.Unit), f.target(), met})
 		}
+	}
+	if zeros > 0 {
+		goals.Notes = []string{fmt.Sprintf("%d more figures had to be 0 (errors, connections lost, allocations) and are.", zeros)}
 	}
 	for _, t := range append([]Table{goals}, r.tables...) {
 		t.markdown(&b)
