@@ -111,7 +111,7 @@ func (u *userspace) Run(ctx context.Context) error {
 		u.close()
 	})
 
-	err = link.run(func(p []byte) { forgetOldTuple(s, p) })
+	err = link.run(func(p []byte) { prepareSYN(s, p) })
 	select {
 	case <-u.closed:
 		err = nil // we closed it ourselves

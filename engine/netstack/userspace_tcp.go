@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -141,19 +142,54 @@ func (c *gvisorConn) SetLinger(sec int) error {
 	return nil
 }
 
-// forgetOldTuple makes way for the connection that p opens, if p is a SYN and
-// its addresses and ports belong to a connection that is closing: an app's
-// kernel reuses a port only when it is done with it.
+// maxSegment is the longest segment towards an app, in bytes of payload; the
+// device takes packets of many segments. gVisor does not repeat a lost segment
+// into a window that is open but shorter than a segment, and does not ask again:
+// with segments of 64 KiB an app with a small receive buffer (or a full one) loses
+// one sooner or later, and waits for good (gVisor 20260905; snd.go,
+// maybeSendSegment). A kernel offers no less than 1460 bytes, or none.
+const maxSegment = 1460
+
+// prepareSYN shows p, before gVisor sees it, to what must be done first if it is
+// a SYN.
+func prepareSYN(s *stack.Stack, p []byte) {
+	proto, id, segment, ok := parseSYN(p)
+	if ok {
+		clampMSS(segment)
+		forgetOldTuple(s, proto, id)
+	}
+}
+
+// clampMSS lowers the maximum segment size that a SYN announces (RFC 9293
+// section 3.7.1) to maxSegment.
+func clampMSS(h header.TCP) {
+	end := min(int(h.DataOffset()), len(h))
+	for i := header.TCPMinimumSize; i+header.TCPOptionMSSLength <= end; {
+		switch n := int(h[i+1]); {
+		case h[i] == header.TCPOptionEOL:
+			return
+		case h[i] == header.TCPOptionNOP:
+			i++
+		case h[i] == header.TCPOptionMSS && n == header.TCPOptionMSSLength:
+			if mss := binary.BigEndian.Uint16(h[i+2:]); mss > maxSegment {
+				lower(h, i+2, mss-maxSegment, true)
+			}
+			return
+		default:
+			i += max(n, 2)
+		}
+	}
+}
+
+// forgetOldTuple makes way for a new connection id, if its addresses and
+// ports belong to one that is closing: an app's kernel reuses a port only when it
+// is done with it.
 //
 // gVisor does this for listening endpoints only. From a Forwarder, it drops the
 // SYN while the old connection is in TIME-WAIT, or resets it: programs that use
 // it stop answering after some thousand quick connections, once source ports
 // come round (seen at 7,000 in two of them, BENCH of November 2026).
-func forgetOldTuple(s *stack.Stack, p []byte) {
-	proto, id, ok := synTuple(p)
-	if !ok {
-		return
-	}
+func forgetOldTuple(s *stack.Stack, proto tcpip.NetworkProtocolNumber, id stack.TransportEndpointID) {
 	ep, ok := s.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, gvisorNIC).(*tcp.Endpoint)
 	if !ok {
 		return
@@ -164,37 +200,29 @@ func forgetOldTuple(s *stack.Stack, p []byte) {
 	}
 }
 
-// synTuple parses p as far as needed to tell that it is a SYN without ACK, and
-// of which connection.
-func synTuple(p []byte) (tcpip.NetworkProtocolNumber, stack.TransportEndpointID, bool) {
-	var (
-		none     stack.TransportEndpointID
-		proto    tcpip.NetworkProtocolNumber
-		src, dst tcpip.Address
-		segment  header.TCP
-	)
-	switch {
-	case len(p) >= header.IPv4MinimumSize && p[0]>>4 == 4:
+// parseSYN parses p as far as needed to tell that it is a SYN without ACK, of
+// which connection, and where the TCP header is.
+func parseSYN(p []byte) (proto tcpip.NetworkProtocolNumber, id stack.TransportEndpointID, segment header.TCP, ok bool) {
+	switch proto = ipVersion(p); proto {
+	case header.IPv4ProtocolNumber:
 		ip := header.IPv4(p)
 		n := int(ip.HeaderLength())
 		if n < header.IPv4MinimumSize || len(p) < n || ip.TransportProtocol() != tcp.ProtocolNumber || ip.FragmentOffset() != 0 {
-			return 0, none, false
+			return 0, id, nil, false
 		}
-		proto, src, dst, segment = header.IPv4ProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[n:])
-	case len(p) >= header.IPv6MinimumSize && p[0]>>4 == 6:
+		id.RemoteAddress, id.LocalAddress, segment = ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[n:])
+	case header.IPv6ProtocolNumber:
 		ip := header.IPv6(p)
 		if ip.NextHeader() != uint8(tcp.ProtocolNumber) {
-			return 0, none, false
+			return 0, id, nil, false
 		}
-		proto, src, dst, segment = header.IPv6ProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[header.IPv6MinimumSize:])
+		id.RemoteAddress, id.LocalAddress, segment = ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[header.IPv6MinimumSize:])
 	}
 	if len(segment) < header.TCPMinimumSize || segment.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
-		return 0, none, false
+		return 0, id, nil, false
 	}
-	return proto, stack.TransportEndpointID{
-		LocalAddress: dst, LocalPort: segment.DestinationPort(),
-		RemoteAddress: src, RemotePort: segment.SourcePort(),
-	}, true
+	id.RemotePort, id.LocalPort = segment.SourcePort(), segment.DestinationPort()
+	return proto, id, segment, true
 }
 
 // answerable reports whether a packet is of one host for another, so that an

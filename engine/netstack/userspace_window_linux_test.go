@@ -57,7 +57,7 @@ func fillAndDrain(rng *rand.Rand, n int) error {
 	defer conn.Close()
 	c := conn.(*net.TCPConn)
 	if rng.IntN(2) == 0 {
-		c.SetReadBuffer(4 << 10 << rng.IntN(8))
+		c.SetReadBuffer(16 << 10 << rng.IntN(6))
 	}
 	c.SetNoDelay(rng.IntN(2) == 0)
 
