@@ -237,6 +237,10 @@ func FuzzConnectReply(f *testing.F) {
 		c := &memory{in: bytes.NewReader(answer)}
 		err := readReply(c)
 		rest, _ := io.ReadAll(c)
+		peeked := &peekable{bytes.NewReader(answer)}
+		if other := readReply(peeked); (other == nil) != (err == nil) || err == nil && peeked.Len() != len(rest) {
+			t.Fatalf("read: %v, %d left; peeked at: %v, %d left", err, len(rest), other, peeked.Len())
+		}
 		if err != nil {
 			var e *Error
 			if !errors.As(talkFault("x", err), &e) || e.Kind == 0 || e.Reason == 0 {
@@ -269,6 +273,19 @@ type memory struct {
 func (m *memory) Read(p []byte) (int, error)  { return m.in.Read(p) }
 func (m *memory) Write(p []byte) (int, error) { return len(p), nil }
 
+// peekable is one that can be peeked at.
+type peekable struct{ *bytes.Reader }
+
+func (*peekable) canPeek() bool { return true }
+
+func (p *peekable) peek(b []byte) (int, error) {
+	n, err := p.ReadAt(b, p.Size()-int64(p.Len()))
+	if n > 0 {
+		err = nil
+	}
+	return n, err
+}
+
 func FuzzSOCKSReply(f *testing.F) {
 	f.Add([]byte("\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50rest"))
 	f.Add([]byte("\x05\x00\x00\x03\x03abc\x00\x50"))
@@ -276,6 +293,10 @@ func FuzzSOCKSReply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		got, err := readSOCKSReply(r)
+		peeked := &peekable{bytes.NewReader(b)}
+		if other, perr := peekSOCKSReply(peeked); (perr == nil) != (err == nil) || err == nil && (other != got || peeked.Len() != r.Len()) {
+			t.Fatalf("read: %v, %v; peeked at: %v, %v", got, err, other, perr)
+		}
 		if err != nil {
 			return
 		}

@@ -215,6 +215,7 @@ func TestRestart(t *testing.T) {
 // TestNothingUnsafeTwice: bytes that are not safe to repeat reach a target
 // once, even where two connections are asked.
 func TestNothingUnsafeTwice(t *testing.T) {
+	t.Parallel()
 	var bodies atomic.Int32
 	var first atomic.Bool
 	addr := serve(t, func(c *net.TCPConn) {
