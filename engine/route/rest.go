@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -19,10 +20,14 @@ import (
 const (
 	// restAfter is how long nothing has moved when a relay rests: twice that
 	// at most.
-	restAfter = 4 * time.Second
+	restAfter = 500 * time.Millisecond
 	// restWithin is how long one pump waits for the other to rest as well. Till
 	// then its own direction stands still, so it is short.
 	restWithin = 20 * time.Millisecond
+	// freeAfter is how many relays have to come to rest, and an eighth of those
+	// that do so, before the memory of their pumps is given back to the system:
+	// stacks shrink in garbage collections only, and an idle process makes none.
+	freeAfter = 256
 )
 
 // errRest ends a pump whose relay rests.
@@ -80,7 +85,12 @@ func (r *relay) wait(ctx context.Context) bool {
 		app, _ := r.down.dst.(*net.TCPConn)
 		up, _ := r.up.dst.(*net.TCPConn)
 		r.parked.Store(true)
-		defer r.parked.Store(false)
+		r.h.resting.Add(1)
+		r.h.rested.Add(1)
+		defer func() {
+			r.h.resting.Add(-1)
+			r.parked.Store(false)
+		}()
 		if !lot.wait(ctx, app, up) {
 			return false
 		}
@@ -126,12 +136,17 @@ func (h *Handler) Run(ctx context.Context) error {
 	}()
 	t := time.NewTicker(restAfter)
 	defer t.Stop()
+	var freed int64 // relays that had come to rest when memory was last given back
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 			h.sweep()
+		}
+		if now := h.rested.Load(); now-freed >= max(freeAfter, h.resting.Load()/8) {
+			freed = now
+			debug.FreeOSMemory()
 		}
 	}
 }

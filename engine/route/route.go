@@ -96,6 +96,7 @@ type Handler struct {
 	live                    sync.Map // uint64 ID → *live
 	errs                    lastErrors
 	lot                     atomic.Pointer[lot] // nil: flows do not rest
+	resting, rested         atomic.Int64        // relays that rest now, and rests since New
 	chunks, datagrams       sync.Pool           // *[chunkBytes]byte, *[datagramBytes]byte
 	pushes                  sync.Pool           // *[maxPush]flow.Datagram
 }
