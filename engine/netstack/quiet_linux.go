@@ -1,8 +1,6 @@
 package netstack
 
 import (
-	"errors"
-	"os"
 	"runtime"
 	"sync"
 	"syscall"
@@ -115,7 +113,7 @@ func (q *quietQueue) drain(buf []byte, take func([]byte) bool, flush, empty func
 	if _, err := q.Queue.Read(buf); err != nil { // it knows what the error means
 		return err
 	}
-	return errors.Join(failed, os.ErrInvalid)
+	return failed
 }
 
 // readQueue is read(2). With loud, the scheduler is told, whose own thread then
