@@ -191,4 +191,3 @@ func TestBatchNoAllocation(t *testing.T) {
 		}
 	}
 }
-
