@@ -35,7 +35,7 @@ func TestUserspaceWindowsDoNotStall(t *testing.T) {
 	}}
 	onEachDevice(t, h, func(t *testing.T, _ *Stack) {
 		var apps sync.WaitGroup
-		for range 8 {
+		for range 8 / slower {
 			apps.Go(func() {
 				seed := rand.Uint64()
 				if err := fillAndDrain(rand.New(rand.NewPCG(seed, 1)), 12<<20); err != nil {
