@@ -56,6 +56,7 @@ func (r *runner) firstByte(ctx context.Context) error {
 		Notes: []string{"From connect(2) to the first byte of the answer. Steady: one fresh connection after the other, 30 ms between them, " +
 			"after as many that are not counted. An app that speaks to an HTTP/2 proxy itself is counted with a session of its own for each connection, as CONNECT in TLS."},
 	}
+	defer func() { r.tables = append(r.tables, table) }() // what there is, if the rest fails
 	for i, c := range r.schemes() {
 		cells, err := r.firstByteOf(ctx, s, c, i)
 		if err != nil {
@@ -63,7 +64,6 @@ func (r *runner) firstByte(ctx context.Context) error {
 		}
 		table.Rows = append(table.Rows, append([]string{c.name}, cells...))
 	}
-	r.tables = append(r.tables, table)
 	return nil
 }
 

@@ -31,6 +31,7 @@ func (r *runner) peersReal(ctx context.Context) error {
 			"10k connections: 16 workers, each connection new, with one answer of 1 KiB; an error is anything but that answer. " +
 			"The app closes first: Apache never passes on that a target has closed a stream's connection."},
 	}
+	defer func() { r.tables = append(r.tables, table) }() // what there is, if the rest fails
 	var errs []error
 	for i, p := range pick(r, peers(), []peer{peers()[0], peers()[3]}) {
 		if len(r.Upstreams) > 0 && !slices.Contains(r.Upstreams, string(p.kind)) {
@@ -51,7 +52,6 @@ func (r *runner) peersReal(ctx context.Context) error {
 		}
 		table.Rows = append(table.Rows, append(append([]string{p.name}, slow...), fast...))
 	}
-	r.tables = append(r.tables, table)
 	return errors.Join(errs...)
 }
 

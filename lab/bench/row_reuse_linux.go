@@ -25,6 +25,7 @@ func (r *runner) reuse(ctx context.Context) error {
 			"Reuse is what status counted as reused, by the connections that apps made; \"in status\" is its own ratio since the start. A first byte in less than 2 round trips cannot have had a handshake before it; the apps see that, DNS and this machine's processors included. " +
 			"A connection at the proxy serves one flow (HTTP/2: many); what is above 1 was made ahead and not used."},
 	}
+	defer func() { r.tables = append(r.tables, table) }() // what there is, if the rest fails
 	for i, c := range r.schemes() {
 		p, err := s.proxy(c.scheme, i, c.http1)
 		if err != nil {
@@ -47,7 +48,6 @@ func (r *runner) reuse(ctx context.Context) error {
 			return err
 		}
 	}
-	r.tables = append(r.tables, table)
 	return nil
 }
 

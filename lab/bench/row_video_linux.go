@@ -27,13 +27,13 @@ func (r *runner) hls(ctx context.Context) error {
 		Notes: []string{"Segments of 2 s over HTTPS (HTTP/2), up to 10 s ahead. Origins and proxies send by BBR where the kernel has it, " +
 			"as those of big video services do. 4K is 20 Mbit/s, 1080p 5."},
 	}
+	defer func() { r.tables = append(r.tables, table) }() // what there is, if the rest fails
 	without := map[string]Result{}
 	for i, c := range append([]scheme{{name: "no proxy"}}, r.schemes()...) {
 		if err := r.hlsBy(ctx, s, c, i, without, &table); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
-	r.tables = append(r.tables, table)
 	return nil
 }
 
@@ -105,6 +105,7 @@ func (r *runner) mixed(ctx context.Context) error {
 		Columns: []string{"path", "beside", "way", "call p50 ms", "p95", "p99", "lost", "download Gbit/s", "stalls"},
 		Notes:   []string{"SOCKS5 upstream. Without us there is no proxy at all. The line of 100 Mbit/s has a queue of 100 ms, which the download fills; the other has no limit."},
 	}
+	defer func() { r.tables = append(r.tables, table) }() // what there is, if the rest fails
 	for _, path := range []struct {
 		name string
 		link wanem.Link
@@ -116,7 +117,6 @@ func (r *runner) mixed(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", path.name, err)
 		}
 	}
-	r.tables = append(r.tables, table)
 	return nil
 }
 
