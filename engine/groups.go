@@ -71,7 +71,8 @@ func (us *upstreams) balance(name string, policy resolve.Policy, members []resol
 	var err error
 	b.resolver, err = resolve.New(resolve.Options{
 		Name: name, Policy: policy, Sources: members, Log: us.opt.Log,
-		Probe: func(ctx context.Context, e *resolve.Endpoint) (time.Duration, error) { return b.up.Probe(ctx, e) },
+		Probe:   func(ctx context.Context, e *resolve.Endpoint) (time.Duration, error) { return b.up.Probe(ctx, e) },
+		Resting: us.resting.Load,
 	})
 	if err != nil {
 		return err

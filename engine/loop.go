@@ -79,6 +79,9 @@ func (e *Engine) apply(in input) {
 	e.m = m
 	if m.state != before {
 		e.log.Info("state", "from", before, "to", m.state, "cause", causeText(e.cause))
+		if m.state == api.Off {
+			e.ups.rest()
+		}
 	}
 	if do.cancel && e.probe != nil {
 		e.probe.cancel()
@@ -115,6 +118,7 @@ func (e *Engine) apply(in input) {
 			e.cause = nil
 		}
 		e.tries = 0
+		e.ups.wake()
 		e.start()
 	case do.retry:
 		e.timer.Reset(e.pause(in))

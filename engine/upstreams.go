@@ -30,6 +30,7 @@ type upstreams struct {
 	cur      atomic.Pointer[upstream.Upstream]
 	balanced []*balanced // of byName those with several endpoints
 	verdicts *verdicts
+	resting  atomic.Bool // nothing is made ahead
 	// changed has a value after another upstream was chosen, or one of them has
 	// come to another verdict on early data.
 	changed chan struct{}
@@ -48,6 +49,7 @@ func newUpstreams(cfg *config.Config, stateDir string, opt upstream.Options) (*u
 		verdicts: loadVerdicts(stateDir),
 		changed:  make(chan struct{}, 1),
 	}
+	us.resting.Store(true)
 	us.opt.EarlyKnown = us.verdicts.known
 	us.opt.EarlyChanged = func(u *upstream.Upstream) {
 		us.verdicts.keep(u)
@@ -106,12 +108,23 @@ func (us *upstreams) add(u *upstream.Upstream) {
 }
 
 // flush lets go of connections that were made before the network changed.
-func (us *upstreams) flush() {
+func (us *upstreams) flush() { us.each((*upstream.Upstream).Flush) }
+
+// rest lets go of everything that was made ahead, while nobody wants it.
+func (us *upstreams) rest() {
+	us.resting.Store(true)
+	us.each((*upstream.Upstream).Rest)
+}
+
+// wake undoes rest.
+func (us *upstreams) wake() { us.resting.Store(false) }
+
+func (us *upstreams) each(f func(*upstream.Upstream)) {
 	us.mu.Lock()
 	defer us.mu.Unlock()
 	for _, u := range append(append([]*upstream.Upstream{us.extra}, us.list...), us.retired...) {
 		if u != nil {
-			u.Flush()
+			f(u)
 		}
 	}
 }

@@ -180,6 +180,9 @@ type Options struct {
 	// circuit may close again. Nil: only flows measure, and one flow at a time
 	// tries a circuit.
 	Probe func(ctx context.Context, e *Endpoint) (time.Duration, error)
+	// Resting says that nobody needs an endpoint now: Run then probes none. Nil:
+	// somebody always does.
+	Resting func() bool
 	// Retired is told about endpoints that will not be picked any more; flows
 	// that use them go on. It must not block or call the Resolver. May be nil.
 	Retired func(*Endpoint)

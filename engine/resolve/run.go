@@ -66,13 +66,14 @@ func (r *Resolver) rebuild(now time.Time) (next time.Time, toProbe []*member) {
 			next = t
 		}
 	}
+	resting := r.opt.Resting != nil && r.opt.Resting()
 	for _, m := range r.members {
 		at, waits := m.reopen(now, r.opt.Probe != nil)
 		earlier(at)
 		if m.ids != nil {
 			earlier(m.ids.sweep(now))
 		}
-		if (waits || r.stale(m, now)) && len(toProbe) < probeMax && m.probing.CompareAndSwap(false, true) {
+		if (waits || r.stale(m, now)) && !resting && len(toProbe) < probeMax && m.probing.CompareAndSwap(false, true) {
 			toProbe = append(toProbe, m)
 		}
 	}

@@ -20,6 +20,9 @@ const (
 	firstBytesMax = 16 << 10
 	// maxTalkers is how many targets are remembered whose server speaks first.
 	maxTalkers = 1024
+	// talkerLife is how long one is believed without being seen again: an app
+	// that was only slow to speak is no proof.
+	talkerLife = 10 * time.Minute
 )
 
 // firstBytes reads what the app says first, nil if it keeps silent for
@@ -53,7 +56,7 @@ func ServerSpeaksFirst() []uint16 { return slices.Clone(speaksFirst[:]) }
 // known by their port, the others are learnt. The zero value is ready.
 type talkers struct {
 	mu      sync.RWMutex
-	targets map[flow.Target]struct{} // guarded by mu
+	targets map[flow.Target]time.Time // guarded by mu; when it was learnt
 }
 
 func (s *talkers) has(t flow.Target) bool {
@@ -62,8 +65,8 @@ func (s *talkers) has(t flow.Target) bool {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	_, ok := s.targets[t]
-	return ok
+	at, ok := s.targets[t]
+	return ok && time.Since(at) < talkerLife
 }
 
 // add learns one; when there are too many all are forgotten, since learning is
@@ -72,7 +75,7 @@ func (s *talkers) add(t flow.Target) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.targets == nil || len(s.targets) >= maxTalkers {
-		s.targets = make(map[flow.Target]struct{})
+		s.targets = make(map[flow.Target]time.Time)
 	}
-	s.targets[t] = struct{}{}
+	s.targets[t] = time.Now()
 }

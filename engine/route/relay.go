@@ -133,6 +133,7 @@ type pump struct {
 	dst, src flow.StreamConn
 	head     []byte // comes before what src gives
 	count    func(n int)
+	spoke    atomic.Bool // src has given something
 	ended    bool // owned by relay.copy's goroutines, one after the other
 }
 
@@ -163,6 +164,9 @@ func (p *pump) run() error {
 
 // Write sends to dst and counts.
 func (p *pump) Write(b []byte) (int, error) {
+	if !p.spoke.Load() {
+		p.spoke.Store(true) // before an answer can come
+	}
 	n, err := p.dst.Write(b)
 	if n > 0 {
 		p.moved(n)

@@ -78,7 +78,7 @@ func (h *Handler) cameBack(l *live) {
 	took := max(time.Since(l.flow.Start), 1)
 	if l.firstByte.CompareAndSwap(0, int64(took)) {
 		h.phases.firstByte.Add(took)
-		if l.quiet && l.bytes.up.Load() == 0 {
+		if r := l.relay.Load(); l.quiet && r != nil && !r.up.spoke.Load() {
 			h.talkers.add(l.flow.Target)
 		}
 	}

@@ -69,7 +69,7 @@ func (d *connect) check(ctx context.Context, s *Spec) error {
 }
 
 func (d *connect) ready(ctx context.Context) (time.Duration, error) { return d.line.ready(ctx, d.dial) }
-func (d *connect) flush()                                           { d.line.pool.flush() }
+func (d *connect) flush(again bool)                                 { d.line.pool.flush(again) }
 func (d *connect) close()                                           { d.line.pool.close() }
 
 // dialProxy connects to the proxy itself.

@@ -201,8 +201,8 @@ func (g *group) ready(ctx context.Context) (time.Duration, error) {
 	return 0, errors.ErrUnsupported // there is no one gateway
 }
 
-func (g *group) flush() {
-	g.members.flush()
+func (g *group) flush(again bool) {
+	g.members.flush(again)
 	g.r.NetworkChanged()
 }
 

@@ -231,14 +231,18 @@ func signalWake(c chan struct{}) {
 	}
 }
 
-// flush has flows to come use new sessions, as after a change of network. Open
-// flows go on as long as theirs answer.
-func (p *sessions) flush() {
+// flush has flows to come use new sessions, as after a change of network, of
+// which one is made ahead if again is true. Open flows go on as long as theirs
+// answer.
+func (p *sessions) flush(again bool) {
 	p.mu.Lock()
 	for _, s := range p.open {
 		s.Retire()
 	}
 	p.http1, p.limit, p.retry = false, 0, pause{}
+	if !again {
+		p.used = time.Time{}
+	}
 	signalWake(p.wake) // nil before run starts
 	p.mu.Unlock()
 }

@@ -193,8 +193,8 @@ func (ms *members) each(f func(protocol, *counters)) {
 	}
 }
 
-func (ms *members) flush() {
-	ms.each(func(p protocol, _ *counters) { p.flush() })
+func (ms *members) flush(again bool) {
+	ms.each(func(p protocol, _ *counters) { p.flush(again) })
 }
 
 func (ms *members) close() {

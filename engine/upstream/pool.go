@@ -339,13 +339,17 @@ func (p *pool) prime() {
 	p.refillLocked(now)
 }
 
-// flush closes what is idle and pools nothing whose dial has begun before.
-func (p *pool) flush() {
+// flush closes what is idle and pools nothing whose dial has begun before. It
+// makes new ones if again is true.
+func (p *pool) flush(again bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.epoch++
 	p.dropLocked()
 	p.backoff, p.retryAt = 0, time.Time{}
+	if !again {
+		p.demand.last = time.Time{}
+	}
 	p.refillLocked(time.Now())
 }
 

@@ -212,10 +212,18 @@ func TestPoolEmptyFull(t *testing.T) {
 		}
 		// A new network: nothing of the old one.
 		old := p.idle[0]
-		p.flush()
+		p.flush(true)
 		time.Sleep(time.Second)
 		if w := take(); w == old || !w.pooled || w.epoch != 1 {
 			t.Error("of the old network")
+		}
+		// Nobody wants any: nothing is made ahead.
+		p.flush(false)
+		time.Sleep(time.Second) // dials under way end
+		was := f.made.Load()
+		time.Sleep(2 * time.Minute)
+		if stats.warm.Load() != 0 || f.made.Load() != was {
+			t.Errorf("while it rests, %d kept, %d made", stats.warm.Load(), f.made.Load()-was)
 		}
 		p.close()
 		p.close()

@@ -214,9 +214,9 @@ func (d *secure) ready(ctx context.Context) (time.Duration, error) {
 // sessions is how many HTTP/2 sessions are open.
 func (d *secure) sessions() int { return d.h2.count() }
 
-func (d *secure) flush() {
-	d.h2.flush()
-	d.line.pool.flush()
+func (d *secure) flush(again bool) {
+	d.h2.flush(again)
+	d.line.pool.flush(again)
 }
 
 func (d *secure) close() {

@@ -110,8 +110,8 @@ func (d *socks5) ready(ctx context.Context) (time.Duration, error) {
 	return d.line.ready(ctx, func(ctx context.Context) (*warm, error) { return d.dial(ctx, greetTimeout) })
 }
 
-func (d *socks5) flush() { d.line.pool.flush() }
-func (d *socks5) close() { d.line.pool.close() }
+func (d *socks5) flush(again bool) { d.line.pool.flush(again) }
+func (d *socks5) close()           { d.line.pool.close() }
 
 // negotiate settles the method and authenticates (RFC 1928 section 3, RFC 1929).
 func negotiate(c io.ReadWriter, s Spec) error {

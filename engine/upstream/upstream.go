@@ -83,8 +83,8 @@ type protocol interface {
 	check(ctx context.Context, s *Spec) error
 	// ready says how long it takes until the proxy is ready for a request.
 	ready(ctx context.Context) (time.Duration, error)
-	flush() // what Upstream.Flush says
-	close() // what Upstream.Close says
+	flush(again bool) // what Upstream.Flush says, or Upstream.Rest
+	close()           // what Upstream.Close says
 }
 
 // Upstream is one way to the Internet. All methods may be called at any time
@@ -148,7 +148,10 @@ func (u *Upstream) Stats() Stats {
 
 // Flush drops every connection that is kept for flows to come, as when the
 // network has changed under them. Flows that are open go on.
-func (u *Upstream) Flush() { u.streams.flush() }
+func (u *Upstream) Flush() { u.streams.flush(true) }
+
+// Rest is Flush without making anything ahead again before the next flow.
+func (u *Upstream) Rest() { u.streams.flush(false) }
 
 // Close ends sessions that streams share, and with them their streams.
 // Connections of their own are the caller's. It is idempotent.
@@ -298,7 +301,7 @@ func (u *Upstream) wrap(ctx context.Context, err error) error {
 
 func (d *direct) check(context.Context, *Spec) error           { return nil }
 func (d *direct) ready(context.Context) (time.Duration, error) { return 0, nil }
-func (d *direct) flush()                                       {}
+func (d *direct) flush(bool)                                   {}
 func (d *direct) close()                                       {}
 
 var (
