@@ -183,7 +183,7 @@ func checksumValid(pkt *stack.PacketBuffer) bool {
 		from, to = int(ip.HeaderLength()), int(ip.TotalLength())
 	} else {
 		ip := header.IPv6(head)
-		proto, src, dst = ip.TransportProtocol(), ip.SourceAddress(), ip.DestinationAddress()
+		proto, src, dst = tcpip.TransportProtocolNumber(ip.NextHeader()), ip.SourceAddress(), ip.DestinationAddress()
 		from, to = header.IPv6MinimumSize, header.IPv6MinimumSize+int(ip.PayloadLength())
 	}
 	if to > pkt.Data().Size() || from+header.UDPMinimumSize > min(to, len(head)) {

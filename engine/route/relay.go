@@ -134,7 +134,7 @@ type pump struct {
 	head     []byte // comes before what src gives
 	count    func(n int)
 	spoke    atomic.Bool // src has given something
-	ended    bool // owned by relay.copy's goroutines, one after the other
+	ended    bool        // owned by relay.copy's goroutines, one after the other
 }
 
 // run copies until the end of src (nil) or an error of either side.

@@ -297,8 +297,9 @@ func countDrops(fd uintptr, before uint32, overflow *atomic.Uint64) uint32 {
 }
 
 // prepare gives a socket room for bursts and lets the kernel join what arrives.
-// All of it is best effort.
-func prepare(rc syscall.RawConn) {
+// All of it is best effort. It reports that the kernel may cut messages into
+// datagrams, until one shows that it cannot.
+func (*batches) prepare(rc syscall.RawConn) (cuts bool) {
 	_ = rc.Control(func(fd uintptr) {
 		for force, plain := range map[int]int{unix.SO_RCVBUFFORCE: unix.SO_RCVBUF, unix.SO_SNDBUFFORCE: unix.SO_SNDBUF} {
 			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, force, socketBytes) != nil {
@@ -307,6 +308,7 @@ func prepare(rc syscall.RawConn) {
 		}
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	})
+	return true
 }
 
 func setIovec(v *unix.Iovec, b []byte) {

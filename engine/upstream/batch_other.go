@@ -7,4 +7,5 @@ import "syscall"
 // batches: other systems carry datagrams one by one.
 type batches struct{}
 
-func prepare(syscall.RawConn) {}
+// prepare reports that a message is not cut into datagrams here.
+func (*batches) prepare(syscall.RawConn) (cuts bool) { return false }

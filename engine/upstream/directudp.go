@@ -29,7 +29,7 @@ func (d *direct) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn
 		return nil, directFault(fmt.Errorf("open UDP socket: %w", err))
 	}
 	c.v6 = flow.AddrPortOf(c.LocalAddr()).Addr().Is6()
-	prepare(c.raw)
+	c.alone.Store(!d.prepare(c.raw))
 	return c, nil
 }
 

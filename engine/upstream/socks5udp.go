@@ -48,7 +48,7 @@ func (d *socks5) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn
 		abort(control)
 		return nil, fault(Unreachable, fmt.Errorf("open UDP socket: %w", err), "")
 	}
-	prepare(a.raw)
+	a.alone.Store(!d.prepare(a.raw))
 	a.watching.Add(1)
 	go a.watch()
 	return a, nil

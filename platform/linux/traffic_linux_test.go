@@ -16,11 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/atlanticproxy/atlanticproxy/platform"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
-
-	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
 // peer is a second namespace at the far end of eth0: the router 192.168.7.1,
