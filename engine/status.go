@@ -59,7 +59,7 @@ func (e *Engine) Status() api.Status {
 		Upstream: describe(e.ups.current()),
 		Latency:  latency(l),
 		Flows: api.Flows{Open: c.Open, Total: c.Total, Refused: c.Refused, Blocked: c.Blocked,
-			Reused: c.Reused, Warm: c.Warm, Early: c.Early},
+			Carried: c.Carried, Reused: c.Reused, Warm: c.Warm, Early: c.Early},
 		Bytes:    api.Bytes{Up: c.Up, Down: c.Down, DirectUp: c.DirectUp, DirectDown: c.DirectDown},
 		UDP:      api.UDP{Blocked: c.UDPBlocked},
 		Protect:  api.Protect{KillSwitch: e.opt.Config.Protect.KillSwitch, Blocking: s.blocking},
@@ -70,8 +70,8 @@ func (e *Engine) Status() api.Status {
 		Version:  api.Versions{Service: e.opt.Version, API: api.Version},
 	}
 	st.Upstream.InUse = true
-	if c.Total > 0 {
-		st.Reuse = float64(c.Reused) / float64(c.Total)
+	if c.Carried > 0 {
+		st.Reuse = float64(c.Reused) / float64(c.Carried)
 	}
 	if s.cause != nil {
 		st.Cause, st.Code, st.Hint = s.cause.Message, s.cause.Code, s.cause.Hint

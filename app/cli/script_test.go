@@ -114,7 +114,7 @@ func (b *fakeBackend) behave(ts *testscript.TestScript, args []string) {
 		case "up":
 			b.mode = value
 		case "busy":
-			b.st.Flows = api.Flows{Open: 12, Total: 3456, Refused: 2}
+			b.st.Flows = api.Flows{Open: 12, Total: 3456, Refused: 2, Carried: 3000, Reused: 1260}
 			b.st.Bytes = api.Bytes{Up: 1_234_567, Down: 34_600_000, DirectUp: 10, DirectDown: 20}
 			b.st.Latency = api.Latency{Added: api.Percentiles{P50: 0.08}, FirstByte: api.Percentiles{P50: 45, P95: 120}}
 			b.st.Reuse, b.st.UDP.Blocked = 0.42, 3

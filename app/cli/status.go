@@ -189,7 +189,7 @@ func (p *printer) statusLines(st api.Status, now time.Time) []styled {
 	if l := st.Latency; l.FirstByte.P50 > 0 {
 		add("latency", "first byte %s (p95 %s) · of which ours %s", millis(l.FirstByte.P50), millis(l.FirstByte.P95), millis(l.Added.P50))
 	}
-	if st.Flows.Total > 0 {
+	if st.Flows.Carried > 0 {
 		add("reuse", "%s", reuse(st))
 	}
 	if c := capture(st); c != "" {
@@ -200,7 +200,7 @@ func (p *printer) statusLines(st api.Status, now time.Time) []styled {
 
 // reuse says what the flows were spared.
 func reuse(st api.Status) string {
-	s := fmt.Sprintf("%.0f %% of flows needed no new handshake", st.Reuse*100)
+	s := fmt.Sprintf("%.0f %% of connections needed no new handshake", st.Reuse*100)
 	if st.Flows.Early > 0 {
 		s += fmt.Sprintf(" · %d sent their first bytes with the request", st.Flows.Early)
 	}

@@ -39,7 +39,7 @@ type Status struct {
 	Since    time.Time `json:"since"`          // when State was entered
 	Upstream Upstream  `json:"upstream"`       // the one in use (or that would be, if Off)
 	Latency  Latency   `json:"latency_ms"`
-	Reuse    float64   `json:"reuse"` // 0..1: flows served without a new TCP or TLS handshake to the upstream
+	Reuse    float64   `json:"reuse"` // 0..1: of the connections that an upstream proxy carried, those without a new TCP or TLS handshake in their path
 	Flows    Flows     `json:"flows"`
 	Bytes    Bytes     `json:"bytes"`
 	UDP      UDP       `json:"udp"`
@@ -106,8 +106,9 @@ type Flows struct {
 	Total   uint64 `json:"total"`
 	Refused uint64 `json:"refused"` // the upstream or the target did not take them
 	Blocked uint64 `json:"blocked"` // by a rule, by the UDP policy or by state Blocked
-	Reused  uint64 `json:"reused"`  // without a new TCP or TLS handshake in their path
-	Warm    uint64 `json:"warm"`    // of these, on a connection that was made ahead
+	Carried uint64 `json:"carried"` // connections that an upstream proxy has taken
+	Reused  uint64 `json:"reused"`  // of these, without a new TCP or TLS handshake in their path
+	Warm    uint64 `json:"warm"`    // on a connection that was made ahead
 	Early   uint64 `json:"early"`   // whose first bytes left together with the request to the proxy
 }
 

@@ -76,8 +76,9 @@ type Counters struct {
 	UDPUp, UDPDown uint64 // given to an upstream or a target, and to apps
 	UDPLost        uint64 // that a socket did not take, either way, or that nobody can have meant
 	UDPBlocked     uint64 // datagrams not sent because the upstream carries no UDP, or the policy or a rule forbids it
-	Reused         uint64 // flows without a new TCP or TLS handshake in their path
-	Warm           uint64 // of these, on a connection that had been made ahead
+	Carried        uint64 // connections that an upstream proxy has taken
+	Reused         uint64 // of these, without a new TCP or TLS handshake in their path
+	Warm           uint64 // on a connection that had been made ahead
 	Early          uint64 // flows whose first bytes left together with the request to the proxy
 }
 
@@ -87,7 +88,8 @@ type Handler struct {
 
 	open                    atomic.Int64
 	total, refused, blocked atomic.Uint64
-	udpBlocked, reused      atomic.Uint64
+	udpBlocked              atomic.Uint64
+	carried, reused         atomic.Uint64
 	udpUp, udpDown, udpLost atomic.Uint64
 	warm, early             atomic.Uint64
 	viaBytes, directBytes   traffic
@@ -123,7 +125,7 @@ func (h *Handler) Counters() Counters {
 		Up: h.viaBytes.up.Load(), Down: h.viaBytes.down.Load(),
 		DirectUp: h.directBytes.up.Load(), DirectDown: h.directBytes.down.Load(),
 		UDPUp: h.udpUp.Load(), UDPDown: h.udpDown.Load(), UDPLost: h.udpLost.Load(),
-		UDPBlocked: h.udpBlocked.Load(), Reused: h.reused.Load(),
+		UDPBlocked: h.udpBlocked.Load(), Carried: h.carried.Load(), Reused: h.reused.Load(),
 		Warm: h.warm.Load(), Early: h.early.Load(),
 	}
 }

@@ -167,7 +167,7 @@ func TestStreamEchoCounts(t *testing.T) {
 		got := make([]byte, len(data))
 		io.ReadFull(app, got[:1000])
 		l := h.Flows()
-		for end := time.Now().Add(time.Second); len(l) == 1 && l[0].Down < 1000 && time.Now().Before(end); l = h.Flows() {
+		for end := time.Now().Add(10 * time.Second); len(l) == 1 && (l[0].Up < 1000 || l[0].Down < 1000) && time.Now().Before(end); l = h.Flows() {
 			time.Sleep(time.Millisecond) // bytes are counted once they are written
 		}
 		if len(l) != 1 || l[0].Flow.ID != f.ID || l[0].Up != 1000 || l[0].Down != 1000 || l[0].Via != "direct" ||

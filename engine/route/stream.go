@@ -98,8 +98,11 @@ func (h *Handler) dial(ctx context.Context, l *live, first []byte) (flow.StreamC
 		h.opts.Log.Debug("flow failed", "flow", l.flow.ID, "via", l.via, "error", err)
 		return nil, err
 	}
-	if tr.Reused {
-		h.reused.Add(1)
+	if l.sum == &h.viaBytes {
+		h.carried.Add(1)
+		if tr.Reused {
+			h.reused.Add(1)
+		}
 	}
 	if tr.Warm {
 		h.warm.Add(1)
