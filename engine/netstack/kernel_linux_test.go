@@ -345,6 +345,10 @@ func TestKernelReject(t *testing.T) {
 			}
 		}
 	}
+	// The app knows before the handler has come back.
+	for end := time.Now().Add(10 * time.Second); rig.tcp.count.Load()+rig.pending.Load() != 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 	if n := rig.tcp.count.Load(); n != 0 {
 		t.Errorf("%d flows are left", n)
 	}

@@ -232,3 +232,48 @@ func TestRestIsByteExact(t *testing.T) {
 	close(stop)
 	kicker.Wait()
 }
+
+// An idle flow must not hold buffers or deep stacks: tens of thousands are
+// open at a time.
+func TestIdleFlowIsSmall(t *testing.T) {
+	if underRace {
+		t.Skip("the race detector holds memory of its own")
+	}
+	const flows = 500
+	target := flow.TargetOf(serve(t, echo))
+	h := handler(t, nil)
+	type conn struct{ app, in *net.TCPConn }
+	var conns []conn
+	for range flows {
+		app, in := pair(t)
+		conns = append(conns, conn{app, in})
+	}
+	before := inUse()
+	for _, c := range conns {
+		carry(h, t.Context(), tcpFlow(target), &pending{conn: c.in})
+		_, _ = c.app.Write([]byte("x"))
+		if _, err := io.ReadFull(c.app, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	each := (inUse() - before) / flows
+	t.Logf("%d bytes for each idle flow, its target's end included", each)
+	if each > 16<<10 {
+		t.Errorf("an idle flow holds %d bytes", each)
+	}
+	for _, c := range conns {
+		_ = c.app.Close()
+	}
+	for deadline := time.Now().Add(10 * time.Second); h.Counters().Open > 0 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// inUse is the memory of heap and stacks after a collection.
+func inUse() int {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc + m.StackInuse)
+}
