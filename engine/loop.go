@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
 
 // What Run's goroutine does with a message. Nothing here waits.
@@ -89,6 +90,7 @@ func (e *Engine) apply(in input) {
 	}
 	if do.hold {
 		e.held.Store(true)
+		e.ups.each((*upstream.Upstream).Rest) // no try with what may be a wrong password but our own
 		e.ups.poke()
 		e.reconnect()
 	}

@@ -216,7 +216,14 @@ via = "b"
 		{"suffix itself", fetch("http://office.test/"), 0, 1},
 		{"not the suffix", fetch("http://backoffice.test/"), 1, 0},
 		{"process", fetch("http://app.test/"), 0, 1},
-		{"another process", func() { dial(t, l, "tcp", "app.test:80").Close() }, 1, 0},
+		{"another process", func() {
+			c := dial(t, l, "tcp", "app.test:80")
+			defer c.Close()
+			_, _ = c.Write([]byte("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n"))
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				t.Error(err)
+			}
+		}, 1, 0},
 		{"direct by address", fetch("http://[2001:db8:f::b:10]/"), 0, 0},
 	} {
 		x, y := served(a, b, tc.do)
