@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
@@ -75,11 +76,17 @@ func (p *pipeline) redirect(ctx context.Context, e *Engine, on bool) error {
 			p.redirected.Store(true)
 			return nil
 		}
-		_ = e.opt.Host.Apply(ctx, p.net)
+		if back := e.opt.Host.Apply(ctx, p.net); back != nil {
+			p.redirected.Store(true) // the rule is there: it is to be taken off
+			err = errors.Join(err, back)
+		}
+		return err
+	}
+	if err := e.opt.Host.Apply(ctx, p.net); err != nil {
 		return err
 	}
 	p.redirected.Store(false)
-	return e.opt.Host.Apply(ctx, p.net)
+	return nil
 }
 
 // leave is called before the machine is restored. Redirected flows end while

@@ -332,6 +332,8 @@ func (b *balanced) endpoints() []api.Endpoint {
 			Name: i.Name, Scheme: i.Scheme, Address: i.Address, State: i.State, Rank: i.Rank,
 			Success: i.Success, Flows: i.Dials, Failures: i.Failures, Error: i.Error,
 		}
+		v, warm := b.up.EarlyAt(i.Scheme, i.Address)
+		e.Early, e.Warm = v.String(), warm
 		if i.Measured {
 			e.ConnectMS, e.P95MS = ms(i.Connect), ms(i.P95)
 		}

@@ -274,5 +274,6 @@ func redactChoice(choice string) string {
 	if err != nil {
 		return "(a URL)"
 	}
-	return u.Redacted()
+	u.User = nil // a user name may be an account's, or hold a session
+	return u.String()
 }

@@ -69,10 +69,11 @@ func (v *verdicts) keep(u *upstream.Upstream) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	key := verdictKey(u.Spec())
+	_, had := v.seen[key]
 	switch now := u.Early(); {
 	case now == upstream.EarlyUnknown:
 		delete(v.seen, key)
-	case len(v.seen) >= maxVerdicts:
+	case !had && len(v.seen) >= maxVerdicts:
 		return
 	default:
 		v.seen[key] = verdict{Carries: now == upstream.EarlyCarries, At: time.Now().UTC().Truncate(time.Second)}

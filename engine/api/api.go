@@ -125,7 +125,7 @@ type UDP struct {
 }
 
 type Protect struct {
-	KillSwitch string `json:"kill_switch"` // auto, always, off
+	KillSwitch string `json:"kill_switch"` // auto, off
 	Blocking   bool   `json:"blocking"`    // traffic is being held back now
 }
 

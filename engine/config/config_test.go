@@ -173,6 +173,7 @@ func TestErrorsHavePlaceAndHint(t *testing.T) {
 		{"[[provider]]\nname='x'\nkind='oxylabs'\nusername='u'\nurl='https://x'", ":5:1", "url is for kind", ""},
 		{"[[provider]]\nname='x'\nkind='list'\nurl='relative.txt'", ":4:1", "a list needs a url", "absolute path"},
 		{"[[provider]]\nname='x'\nkind='list'\nurl='/a'\nrefresh='1s'", ":5:1", "refresh cannot be", "1h"},
+		{"[[provider]]\nname='x'\nkind='list'\nurl='/a'\ncountry='de'", ":5:1", "country is not for kind", ""},
 		{"[[provider]]\nname='x'\nkind='generic'\ntemplate='x.toml'", ":4:1", "absolute path", ""},
 		{"[[provider]]\nname='x'\nkind='generic'\nsession=''\nstat='x'", ":5:1", "unknown key", `"state"`},
 		{"[[upstream]]\nname='a'\nurl='http://h'\n[[provider]]\nname='a'\nkind='generic'", ":5:1", `"a", which is taken`, ""},

@@ -167,6 +167,15 @@ func checkList(r rawProvider, p Provider) (_ Provider, key, hint string, err err
 		}
 		return p, "", "", nil
 	}
+	for key, set := range map[string]bool{
+		"template": p.Template != "", "username": p.Username != "", "password": r.Password != "", "host": p.Host != "", "port": p.Port != 0,
+		"ca": p.CA != "", "country": p.Country != "", "state": p.State != "", "city": p.City != "", "zone": p.Zone != "", "isp": p.ISP != "",
+		"session": p.Session != "", "pinned": p.Pinned, "ports": len(p.Ports) > 0, "early_data": r.EarlyData != nil,
+	} {
+		if set {
+			return p, key, "a list's lines say all that there is to say", fmt.Errorf("%s is not for kind = \"list\"", key)
+		}
+	}
 	web := strings.HasPrefix(p.URL, "https://") || strings.HasPrefix(p.URL, "http://")
 	if !web && !filepath.IsAbs(p.URL) {
 		return p, "url", "an http(s) address, or the absolute path of a file", fmt.Errorf("a list needs a url")

@@ -16,7 +16,9 @@
 //
 // Both legs of a relayed connection are then kernel sockets, and copying
 // between them is splice(2). A new connection's SYN is held until the Handler
-// has accepted or rejected the flow, so that a dead target looks dead.
+// has accepted or rejected the flow, so that a dead target looks dead. Where the
+// system redirects connections past the TUN (redirect.go) it is not: those are
+// established when they come.
 //
 // A queue's Read should park its goroutine (os.NewFile over a non-blocking
 // descriptor) rather than its thread: the thread that has written a packet then

@@ -157,7 +157,7 @@ func parseProxy(s, scheme string) (Gateway, error) {
 			g.Scheme = "socks5"
 		}
 		if !knownScheme(g.Scheme) {
-			return g, fmt.Errorf("scheme %q is none of http, https, socks5", clip(before, 16))
+			return g, errors.New("the scheme is none of http, https, socks5") // not quoted: it may be part of a password
 		}
 		s = strings.TrimSuffix(rest, "/")
 	}

@@ -196,8 +196,11 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 	for {
 		b, n, err := r.read()
 		if n > 0 {
-			_, err = p.Write(b[:n])
+			_, werr := p.Write(b[:n])
 			p.h.chunks.Put(b)
+			if werr != nil {
+				return werr // also a timeout: what was not written is lost
+			}
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) && !p.idled() {
 			if p.rest() {

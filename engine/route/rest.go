@@ -28,6 +28,8 @@ const (
 	// that do so, before the memory of their pumps is given back to the system:
 	// stacks shrink in garbage collections only, and an idle process makes none.
 	freeAfter = 256
+	// freePause bounds what that costs: a fiftieth of the time.
+	freePause = 50
 )
 
 // errRest ends a pump whose relay rests.
@@ -137,6 +139,7 @@ func (h *Handler) Run(ctx context.Context) error {
 	t := time.NewTicker(restAfter)
 	defer t.Stop()
 	var freed int64 // relays that had come to rest when memory was last given back
+	var quiet time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -144,9 +147,11 @@ func (h *Handler) Run(ctx context.Context) error {
 		case <-t.C:
 			h.sweep()
 		}
-		if now := h.rested.Load(); now-freed >= max(freeAfter, h.resting.Load()/8) {
+		if now := h.rested.Load(); now-freed >= max(freeAfter, h.resting.Load()/8) && time.Now().After(quiet) {
 			freed = now
+			begin := time.Now()
 			debug.FreeOSMemory()
+			quiet = time.Now().Add(freePause * time.Since(begin))
 		}
 	}
 }

@@ -108,12 +108,13 @@ func (l *line) check(ctx context.Context, w *warm, s *Spec) error {
 
 // ready makes a connection, keeps it and says how long that took.
 func (l *line) ready(ctx context.Context, dial func(context.Context) (*warm, error)) (time.Duration, error) {
+	epoch := l.pool.now()
 	w, err := dial(ctx)
 	if err != nil {
 		return 0, err
 	}
 	took := w.dial + w.tls + w.greet
-	l.pool.add(w)
+	l.pool.add(w, epoch)
 	return took, nil
 }
 

@@ -42,6 +42,16 @@ func (u *Upstream) Early() Verdict {
 	return Verdict(u.prover.verdict.Load())
 }
 
+// EarlyAt is the verdict on one gateway of a group, by its scheme and host:port,
+// and how many connections to it wait. EarlyUnknown and 0 of one that was never
+// dialled.
+func (u *Upstream) EarlyAt(scheme, addr string) (v Verdict, warm int) {
+	if u.group == nil {
+		return EarlyUnknown, 0
+	}
+	return u.group.members.verdict(scheme, addr)
+}
+
 // SetEarly gives the verdict that an earlier run came to. Options.EarlyChanged
 // is not called.
 func (u *Upstream) SetEarly(v Verdict) {

@@ -46,6 +46,7 @@ type sessions struct {
 	limit   int                // guarded by mu; streams that the proxy serves at once in a session, 0 if not known
 	limited time.Time          // guarded by mu; when limit was found
 	used    time.Time          // guarded by mu; by the last flow
+	epoch   int                // guarded by mu; counts flushes
 	retry   pause              // guarded by mu; after dials in the background that failed
 	http1   bool               // guarded by mu; the last dial settled on HTTP/1.1
 	closed  bool               // guarded by mu
@@ -239,6 +240,7 @@ func (p *sessions) flush(again bool) {
 	for _, s := range p.open {
 		s.Retire()
 	}
+	p.epoch++
 	p.http1, p.limit, p.retry = false, 0, pause{}
 	if !again {
 		p.used = time.Time{}

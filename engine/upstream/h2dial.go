@@ -23,6 +23,7 @@ const (
 // dialing is a new session in the making.
 type dialing struct {
 	cancel context.CancelFunc
+	epoch  int
 	done   chan struct{} // closed when the rest is set
 	trace  Trace
 
@@ -47,7 +48,7 @@ func (p *sessions) wantLocked() bool {
 
 // dialLocked starts a dial, which one flow owns or nobody does.
 func (p *sessions) dialLocked(limit time.Duration, owned bool) *dialing {
-	d := &dialing{done: make(chan struct{}), owned: owned}
+	d := &dialing{done: make(chan struct{}), owned: owned, epoch: p.epoch}
 	ctx, cancel := context.WithTimeout(WithTrace(context.Background(), &d.trace), setupTimeout)
 	d.cancel = cancel
 	if p.dials == nil {
@@ -101,6 +102,8 @@ func (p *sessions) finish(d *dialing, c *tlsConn, isH2 bool, err error) {
 	p.retry = pause{}
 	p.http1 = !isH2
 	switch {
+	case d.epoch != p.epoch && !d.owned: // by the network of before
+		c.Close()
 	case isH2:
 		limitUnsent(c.tcp, maxUnsent)
 		d.session = h2.New(c)
@@ -109,6 +112,9 @@ func (p *sessions) finish(d *dialing, c *tlsConn, isH2 bool, err error) {
 			d.session.Reserve() // a new session has a place, or its end shows in Open
 		}
 		p.open = append(p.open, d.session)
+		if d.epoch != p.epoch {
+			d.session.Retire() // its flow asks another
+		}
 	case d.owned:
 		d.conn = c
 	default:

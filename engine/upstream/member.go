@@ -23,6 +23,7 @@ type gateway struct {
 	prover  *prover   // of early data
 	stats   *counters // of streams
 	pace    *pace     // of answers to them; nil for SOCKS5
+	used    time.Time // guarded by members.mu
 }
 
 // member is one identity at a gateway, as an Upstream.
@@ -70,7 +71,7 @@ func (ms *members) get(e *resolve.Endpoint) (*member, error) {
 		}
 	}
 	m.users++
-	m.used = now
+	m.used, m.gate.used = now, now
 	return m, nil
 }
 
@@ -108,6 +109,45 @@ func (ms *members) sweepLocked(now time.Time) {
 	if len(ms.byEP) >= maxMembers && oldest != nil {
 		ms.forgetLocked(oldest, ms.byEP[oldest])
 	}
+	ms.sweepGatesLocked(now)
+}
+
+// sweepGatesLocked forgets gateways without identities that nobody has dialled
+// for long: the proxies of a list come and go.
+func (ms *members) sweepGatesLocked(now time.Time) {
+	inUse := make(map[*gateway]bool, len(ms.byEP))
+	for _, m := range ms.byEP {
+		inUse[m.gate] = true
+	}
+	for k, g := range ms.gates {
+		if inUse[g] || now.Sub(g.used) <= memberIdle {
+			continue
+		}
+		delete(ms.gates, k)
+		if g.streams != nil {
+			g.streams.close()
+		}
+	}
+}
+
+// verdict is what is known of the gateway at scheme://addr: whether it carries
+// early data, and how many connections to it wait.
+func (ms *members) verdict(scheme, addr string) (v Verdict, warm int) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	for k, g := range ms.gates {
+		if k.scheme != scheme || k.addr != addr {
+			continue
+		}
+		v = Verdict(g.prover.verdict.Load())
+		warm += int(g.stats.warm.Load())
+		for _, m := range ms.byEP {
+			if m.own && m.gate == g {
+				warm += int(m.Upstream.stats.warm.Load())
+			}
+		}
+	}
+	return v, warm
 }
 
 func (ms *members) forgetLocked(e *resolve.Endpoint, m *member) {
@@ -148,7 +188,7 @@ func (ms *members) gateLocked(s Spec) *gateway {
 	}
 	shared := s
 	shared.Name, shared.Username, shared.Password = ms.name, "", ""
-	g := &gateway{spec: shared, prover: &prover{off: shared.NoEarly}, stats: &counters{}}
+	g := &gateway{used: time.Now(), spec: shared, prover: &prover{off: shared.NoEarly}, stats: &counters{}}
 	nd := &netDialer{opts: ms.opts}
 	switch s.Scheme {
 	case schemeHTTP:

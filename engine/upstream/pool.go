@@ -158,12 +158,20 @@ func (p *pool) popLocked(now time.Time) *warm {
 	return nil
 }
 
-// add gives the pool a connection that was made elsewhere, just now.
-func (p *pool) add(w *warm) {
+// add gives the pool a connection that was made elsewhere; epoch was now when
+// its dial began.
+func (p *pool) add(w *warm, epoch int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w.epoch = p.epoch
+	w.epoch = epoch
 	p.putLocked(w)
+}
+
+// now is the epoch.
+func (p *pool) now() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.epoch
 }
 
 // put adds a connection that is ready; one that has no place is closed.
@@ -175,12 +183,16 @@ func (p *pool) put(w *warm) {
 }
 
 func (p *pool) putLocked(w *warm) {
+	if w.epoch != p.epoch {
+		w.abort()
+		return
+	}
 	if len(p.waiting) > 0 {
 		p.waiting[0] <- taken{w: w}
 		p.waiting = p.waiting[1:]
 		return
 	}
-	if p.closed || w.epoch != p.epoch || len(p.idle) >= p.max {
+	if p.closed || len(p.idle) >= p.max {
 		w.abort()
 		return
 	}
@@ -218,6 +230,12 @@ func (p *pool) dialLocked() {
 		w, err := p.open(ctx)
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		if epoch != p.epoch { // by the network of before: nobody waits for it
+			if err == nil {
+				w.abort()
+			}
+			return
+		}
 		p.dialing--
 		now := time.Now()
 		if err != nil {
@@ -345,6 +363,7 @@ func (p *pool) flush(again bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.epoch++
+	p.dialing = 0 // who waits gets new ones
 	p.dropLocked()
 	p.backoff, p.retryAt = 0, time.Time{}
 	if !again {

@@ -81,12 +81,13 @@ func (d *socks5) open(ctx context.Context, a ask) (flow.StreamConn, error) {
 // connection. Silence counts: a web server, say, waits for the rest of what it
 // takes for a request.
 func (d *socks5) check(ctx context.Context, _ *Spec) error {
+	epoch := d.line.pool.now()
 	w, err := d.dial(ctx, greetTimeout)
 	if err != nil {
 		return err
 	}
 	d.line.pool.prime()
-	d.line.pool.add(w)
+	d.line.pool.add(w, epoch)
 	return nil
 }
 

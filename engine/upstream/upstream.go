@@ -18,8 +18,10 @@
 // An error is an *Error, which tells the upstream's faults from the target's,
 // or wraps context.Canceled when the caller gave up.
 //
-// engine and engine/route import this; it imports engine/flow and
-// engine/resolve only.
+// engine and engine/route import this; it imports engine/flow,
+// engine/resolve and engine/upstream/h2 only. A group (NewGroup) is an Upstream
+// too: it picks a member for each flow. See pool.go for what is kept warm, and
+// probe.go for how early data is found out about.
 package upstream
 
 import (

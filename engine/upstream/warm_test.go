@@ -174,7 +174,11 @@ func TestBlackHole(t *testing.T) {
 			m.since.Store(time.Now().UnixNano())
 			m.silent.Store(true)
 			begin := time.Now()
-			if tr := flowOn(t, u, "x"); tr.Warm || tr.Reused {
+			tr := flowOn(t, u, "x")
+			for i := 0; tr.Warm && i < 3; i++ { // made a moment too late to be silent
+				tr = flowOn(t, u, "x")
+			}
+			if tr.Warm || tr.Reused {
 				t.Errorf("%+v", tr)
 			}
 			if d := time.Since(begin); d > handshakeTimeout/2 {
