@@ -29,7 +29,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
-// Exit codes. They are part of the interface (DESIGN.md section 6).
+// Exit codes. They are part of the interface.
 const (
 	exitOK           = 0
 	exitError        = 1

@@ -19,7 +19,7 @@ func (a *app) config() *cobra.Command {
 		a.configCheck(), a.configShow(), a.configGet(), a.configSet())
 }
 
-// configPath is where the service looks for its file (DESIGN.md section 7).
+// configPath is where the service looks for its file.
 func configPath() string {
 	switch runtime.GOOS {
 	case "windows":

@@ -29,7 +29,7 @@ func serveOne(s *Server, peer localsock.Peer, method, target, body string) *http
 	return w
 }
 
-// publicCalls is the policy of DESIGN.md section 5, written down a second
+// publicCalls is the policy of the local API, written down a second
 // time: whoever opens a call to everybody has to say so here too.
 var publicCalls = []string{"GET /v1/status"}
 
