@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -298,13 +299,14 @@ func (e *Engine) NewSession(ctx context.Context, want api.NewSession) (api.Sessi
 		name = e.ups.current().Spec().Name
 	}
 	b := e.ups.balancedOf(name)
-	if b == nil {
-		if e.ups.named(name) == nil {
-			_, err := e.ups.find(name)
-			return api.Session{}, err
-		}
+	switch {
+	case b != nil:
+	case e.ups.named(name) != nil || name == e.ups.current().Spec().Name:
 		return api.Session{}, &api.Error{Code: api.ErrBadRequest, Message: fmt.Sprintf("upstream %q has fixed credentials: it has no sessions", name),
 			Hint: "sessions belong to a [[provider]]"}
+	default:
+		return api.Session{}, &api.Error{Code: api.ErrUnknownName, Message: fmt.Sprintf("there is no upstream named %q", redactChoice(name)),
+			Hint: "known: " + strings.Join(e.ups.names(), ", ")}
 	}
 	made, err := b.resolver.NewSession(ctx, resolve.Key{App: want.App, Domain: want.Domain}, b.up.CheckEndpoint)
 	if err != nil {

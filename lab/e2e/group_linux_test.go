@@ -154,6 +154,11 @@ session = "sticky-10m"
 			if _, stderr, code := s.cli("session", "new", "--upstream", "direct"); code != 1 || !strings.Contains(stderr, "fixed credentials") {
 				t.Errorf("exit %d: %s", code, stderr)
 			}
+			for _, unknown := range []string{"nobody", "socks5://u:secret@192.0.2.1:1"} {
+				if _, stderr, code := s.cli("session", "new", "--upstream", unknown); code != 1 || !strings.Contains(stderr, "no upstream named") || strings.Contains(stderr, "secret") {
+					t.Errorf("exit %d: %s", code, stderr)
+				}
+			}
 		})
 	}
 }
