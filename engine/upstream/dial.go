@@ -164,5 +164,10 @@ func worst(errs []error) error {
 func (d *netDialer) dialOne(ctx context.Context, ap netip.AddrPort) (*net.TCPConn, error) {
 	nd := net.Dialer{Timeout: dialTimeout, Control: d.opts.Control}
 	nd.SetMultipathTCP(false) // a plain TCP socket is what splice(2) takes
-	return nd.DialTCP(ctx, "tcp", netip.AddrPort{}, ap)
+	c, err := nd.DialTCP(ctx, "tcp", netip.AddrPort{}, ap)
+	var op *net.OpError
+	if errors.As(err, &op) {
+		op.Source = nil // "dial tcp :0->192.0.2.1:80" tells nobody anything
+	}
+	return c, err
 }

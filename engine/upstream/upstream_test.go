@@ -476,3 +476,11 @@ func TestUDPControlLost(t *testing.T) {
 		t.Fatalf("%v", err)
 	}
 }
+
+func TestRefusalNamesTheProxyAlone(t *testing.T) {
+	u := open(t, "http://127.0.0.1:1", nil, Options{})
+	_, err := u.DialStream(within(t, 5*time.Second), flow.Target{Name: "x.example", Port: 443}, nil)
+	if err == nil || !strings.Contains(err.Error(), "dial tcp 127.0.0.1:1: ") {
+		t.Errorf("%v", err)
+	}
+}
