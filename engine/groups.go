@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -223,7 +224,13 @@ func (s *sources) list(p config.Provider) *resolve.List {
 	l := &resolve.List{
 		Name: p.Name, URL: p.URL, Scheme: p.Scheme, Every: p.Refresh, Fetch: s.fetch,
 		Save: func(list []byte) error { return config.WriteFileAtomic(kept, list, 0o600) },
-		Load: func() ([]byte, error) { return os.ReadFile(kept) },
+		Load: func() ([]byte, error) {
+			text, err := os.ReadFile(kept)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, nil // nothing was read yet
+			}
+			return text, err
+		},
 	}
 	if filepath.IsAbs(p.URL) {
 		l.Fetch = resolve.FetchFile
@@ -231,13 +238,11 @@ func (s *sources) list(p config.Provider) *resolve.List {
 	return l
 }
 
-// httpFetch reads lists over client.
+// httpFetch reads lists over client, whose timeout covers the body too.
 func httpFetch(client *http.Client) resolve.Fetch {
 	return func(ctx context.Context, url, etag string) (io.ReadCloser, string, bool, error) {
-		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
-			cancel()
 			return nil, "", false, errors.New("its address cannot be read") // it may hold a token
 		}
 		if etag != "" {
@@ -245,18 +250,16 @@ func httpFetch(client *http.Client) resolve.Fetch {
 		}
 		resp, err := client.Do(req)
 		if err != nil {
-			cancel()
 			return nil, "", false, withoutURL(err) // it may hold a token
 		}
-		body := &cancelling{resp.Body, cancel}
 		switch resp.StatusCode {
 		case http.StatusOK:
-			return body, resp.Header.Get("ETag"), false, nil
+			return resp.Body, resp.Header.Get("ETag"), false, nil
 		case http.StatusNotModified:
-			body.Close()
+			resp.Body.Close()
 			return nil, etag, true, nil
 		}
-		body.Close()
+		resp.Body.Close()
 		return nil, "", false, fmt.Errorf("the server answered %s", resp.Status)
 	}
 }
@@ -267,17 +270,6 @@ func withoutURL(err error) error {
 		return ue.Err
 	}
 	return err
-}
-
-// cancelling ends its request's context with the body.
-type cancelling struct {
-	io.ReadCloser
-	cancel context.CancelFunc
-}
-
-func (c *cancelling) Close() error {
-	defer c.cancel()
-	return c.ReadCloser.Close()
 }
 
 // Sessions lists the exit identities in use.
