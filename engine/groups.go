@@ -153,7 +153,7 @@ func (s *sources) of(name string, weight int) (resolve.Source, error) {
 			}
 			return resolve.Source{Gateways: []resolve.Gateway{{
 				Name: u.Name, Scheme: spec.Scheme, Host: spec.Host, Port: spec.Port,
-				Username: spec.Username, Password: resolve.Secret(spec.Password.Reveal()),
+				Username: spec.Username, Password: spec.Password,
 				Weight: weight, UDP: spec.Scheme == "socks5", Attached: spec,
 			}}}, nil
 		}

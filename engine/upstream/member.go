@@ -213,7 +213,7 @@ func (ms *members) gateLocked(s Spec) *gateway {
 func specOf(e *resolve.Endpoint) Spec {
 	s, _ := e.Attached.(Spec)
 	s.Name, s.Scheme, s.Host, s.Port = e.Name, e.Scheme, e.Host, e.Port
-	s.Username, s.Password = e.Username, Secret(e.Password.Reveal())
+	s.Username, s.Password = e.Username, e.Password
 	return s
 }
 
