@@ -40,6 +40,8 @@ func (p *pipeline) carry(ctx context.Context, e *Engine) error {
 				ready = false
 				again.Reset(pause)
 				pause = min(2*pause, carrierPauseMax)
+			} else if want {
+				pause = carrierPause
 			}
 			select { // status tells
 			case e.in <- message{carrier: true}:
