@@ -103,8 +103,29 @@ func (st *Stream) Accept(ctx context.Context) (Response, error) {
 	return r, nil
 }
 
-// Abandon gives an unanswered request up.
-func (st *Stream) Abandon() { st.reset(http2.ErrCodeCancel, context.Canceled) }
+// Abandon gives an unanswered request up. If it has left, it is ended as an app
+// ends a connection that it no longer needs, once the answer is there, and
+// keeps its place until then: a server may end the whole session, and every
+// other stream in it, where RST_STREAM crosses an answer that it is about to
+// send (Apache 2.4.71 does: "not sent FRAME[HEADERS]", GOAWAY).
+func (st *Stream) Abandon() {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	if st.id == 0 || st.answered {
+		st.resetLocked(http2.ErrCodeCancel, context.Canceled)
+		return
+	}
+	st.abandoned = true
+	time.AfterFunc(abandonedTime, func() { st.reset(http2.ErrCodeCancel, context.Canceled) })
+}
+
+// leaveLocked ends an abandoned stream that has been answered. What comes
+// before the peer ends it too resets it.
+func (st *Stream) leaveLocked() {
+	st.s.enqueueLocked(control{kind: http2.FrameData, id: st.id})
+	st.sentEnd = true
+	st.dropIfDoneLocked()
+}
 
 // admitLocked gives a queued request its identifier; mu and wmu are held, so
 // that identifiers go out in order.

@@ -240,6 +240,9 @@ func (s *Session) headers(f *http2.MetaHeadersFrame) error {
 	if f.StreamEnded() {
 		st.endLocked()
 	}
+	if st.abandoned {
+		st.leaveLocked()
+	}
 	st.answerOnce.Do(func() { close(st.answer) })
 	return nil
 }

@@ -55,6 +55,7 @@ const (
 	readBufBytes    = 4 << 10  // for frame headers and control frames; longer payloads pass it by
 	unlimitedPeers  = 1 << 20  // MAX_CONCURRENT_STREAMS if the peer names none
 	settingsTimeout = 10 * time.Second
+	abandonedTime   = 10 * time.Second // for an answer that nobody waits for
 )
 
 // ErrUnprocessed says that the proxy has not acted on the request, or that the

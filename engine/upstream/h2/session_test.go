@@ -210,6 +210,51 @@ func TestUnprocessed(t *testing.T) {
 	}
 }
 
+// TestAbandon: a request that is given up is not reset while its answer may be
+// on its way, but ended when it has come, and reset if bytes follow.
+func TestAbandon(t *testing.T) {
+	s, p := session(t)
+	var ids []uint32
+	for range 2 {
+		if !s.Reserve() {
+			t.Fatal("no place")
+		}
+		st, err := s.Open("x.example:443", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, next[*http2.MetaHeadersFrame](p).StreamID)
+		st.Abandon()
+	}
+	p.WritePing(false, [8]byte{1})
+	for {
+		f, err := p.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Header().Type == http2.FrameRSTStream {
+			t.Fatalf("%v before the answer", f)
+		}
+		if ping, ok := f.(*http2.PingFrame); ok && ping.IsAck() {
+			break
+		}
+	}
+	for _, id := range ids {
+		p.answer(id, "200", false)
+		if d := next[*http2.DataFrame](p); d.StreamID != id || !d.StreamEnded() || len(d.Data()) > 0 {
+			t.Errorf("%v", d)
+		}
+	}
+	p.WriteData(ids[0], true, nil)
+	p.WriteData(ids[1], false, []byte("too late"))
+	if f := next[*http2.RSTStreamFrame](p); f.StreamID != ids[1] || f.ErrCode != http2.ErrCodeCancel {
+		t.Errorf("%v", f)
+	}
+	if n := s.Load().Streams; n != 0 {
+		t.Errorf("%d streams are left", n)
+	}
+}
+
 func TestPlaces(t *testing.T) {
 	s, p := session(t, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
 	st, _ := opened(t, s, p)

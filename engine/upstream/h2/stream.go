@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -40,6 +41,7 @@ type Stream struct {
 	sentEnd     bool  // we did
 	closed      bool  // Close was called
 	deaf        bool  // CloseRead was called: what arrives is dropped
+	abandoned   bool  // Abandon was called before the answer came
 	starved     bool  // in s.starved
 	sendWindow  int64
 	recvLeft    int64 // what the peer may still send
@@ -84,6 +86,9 @@ func (st *Stream) deliver(c *chunk) (took bool) {
 	n := c.w - c.r
 	switch last := st.last; {
 	case st.err != nil || st.closed:
+		return false
+	case st.abandoned:
+		st.resetLocked(http2.ErrCodeCancel, context.Canceled)
 		return false
 	case st.deaf:
 		st.creditLocked(int64(n))
@@ -182,10 +187,13 @@ func (st *Stream) wasReset(code http2.ErrCode) {
 
 // reset sends RST_STREAM unless the stream is over already.
 func (st *Stream) reset(code http2.ErrCode, why error) {
-	s := st.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.streams[st.id] == st {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	st.resetLocked(code, why)
+}
+
+func (st *Stream) resetLocked(code http2.ErrCode, why error) {
+	if s := st.s; s.streams[st.id] == st {
 		s.enqueueLocked(control{kind: http2.FrameRSTStream, id: st.id, n: uint32(code)})
 	}
 	st.failLocked(why)

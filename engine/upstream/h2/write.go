@@ -172,6 +172,8 @@ func (s *Session) writeData(id uint32, p []byte, end bool) error {
 // writeControl cannot fail: it writes to memory.
 func (s *Session) writeControl(c control) {
 	switch c.kind {
+	case http2.FrameData:
+		s.out.data(c.id, nil, 0, true)
 	case http2.FrameWindowUpdate:
 		_ = s.framer.WriteWindowUpdate(c.id, c.n)
 	case http2.FrameRSTStream:
