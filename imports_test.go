@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"engine":                {"engine/...", "platform", "assets"},
 	"engine/api":            {},
 	"engine/apiserver":      {"engine/api", "platform/localsock"},
-	"engine/config":         {"engine/api"},
+	"engine/config":         {"engine/resolve", "assets"},
 	"engine/dns":            {"engine/flow", "engine/rules"},
 	"engine/flow":           {},
 	"engine/listener":       {"engine/flow"},

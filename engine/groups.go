@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/atlanticproxy/atlanticproxy/assets"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
 	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
@@ -175,47 +174,16 @@ func (s *sources) of(name string, weight int) (resolve.Source, error) {
 	return resolve.Source{}, fmt.Errorf("there is no upstream or provider %q", name)
 }
 
-// account reads the vendor's template and fills in the customer's.
+// account is p's, with what a dialler needs to know.
 func account(p config.Provider) (*resolve.Account, error) {
-	file, data, err := templateOf(p)
-	if err != nil {
-		return nil, err
-	}
-	t, err := resolve.ParseTemplate(file, data)
-	if err != nil {
-		return nil, err
-	}
-	mode, err := resolve.ParseSession(p.Session)
+	a, err := p.Account()
 	if err != nil {
 		return nil, err
 	}
 	spec := upstream.Spec{NoEarly: !p.EarlyData}
-	if spec.CA, err = certPool(p.CA); err != nil {
-		return nil, err
-	}
-	a := &resolve.Account{
-		Name: p.Name, Template: t, Username: p.Username, Password: resolve.Secret(p.Password.Reveal()),
-		Vars:    map[string]string{},
-		Session: mode, UsernameFormat: p.UsernameFormat, PasswordFormat: p.PasswordFormat, Pinned: p.Pinned, Scheme: p.Scheme, Host: p.Host, Port: uint16(p.Port), Attached: spec,
-	}
-	for name, v := range map[string]string{"country": p.Country, "state": p.State, "city": p.City, "zone": p.Zone, "isp": p.ISP} {
-		if v != "" {
-			a.Vars[name] = v
-		}
-	}
-	for _, port := range p.Ports {
-		a.Ports = append(a.Ports, uint16(port))
-	}
-	return a, a.Validate()
-}
-
-func templateOf(p config.Provider) (file string, data []byte, err error) {
-	if p.Template != "" {
-		data, err = os.ReadFile(p.Template)
-		return p.Template, data, err
-	}
-	data, err = assets.Provider(p.Kind)
-	return p.Kind + ".toml", data, err
+	spec.CA, err = certPool(p.CA)
+	a.Attached = spec
+	return a, err
 }
 
 // list is a subscription; what was read last outlives a restart.

@@ -56,7 +56,7 @@ func (a *app) configCheck() *cobra.Command {
 			a.out.line("%s does not exist: the defaults are in force (upstream direct)", *path)
 			return nil
 		}
-		a.out.line("%s is valid: %d upstreams, %d rules", *path, len(c.Upstreams), len(c.Rules))
+		a.out.line("%s is valid: %d upstreams, %d rules", *path, len(c.Names()), len(c.Rules))
 		return nil
 	}
 	return cmd

@@ -7,7 +7,8 @@
 //
 // The file is TOML (docs/CONFIG.md is the reference). Every key is known, or
 // it is an error; every default is in Default. Nothing here keeps state or
-// starts a goroutine. The engine imports it; of ours it needs nothing.
+// starts a goroutine. The engine imports it; of ours it needs what vendors take
+// (engine/resolve, assets).
 package config
 
 import (

@@ -156,6 +156,14 @@ func (c *Config) resolve(src *source, info fs.FileInfo) error {
 			return src.fail(f.path, "a file that the service can read", "%s: %v", f.what, err)
 		}
 	}
+	for i, p := range c.Providers {
+		if p.Kind == "list" {
+			continue
+		}
+		if _, err := p.Account(); err != nil {
+			return src.fail(fmt.Sprintf("provider[%d]", i), "docs/CONFIG.md says what each vendor takes", "provider %q: %v", p.Name, err)
+		}
+	}
 	return nil
 }
 

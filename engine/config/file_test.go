@@ -79,6 +79,23 @@ func TestLoadOddFiles(t *testing.T) {
 	}
 }
 
+// TestLoadRefusesWhatAVendorDoes: what its template does not take is found
+// before the service starts with it.
+func TestLoadRefusesWhatAVendorDoes(t *testing.T) {
+	own := write(t, 0o600, "name = 'Own'\nusername = '{user}-{nobody}'\n")
+	for provider, want := range map[string]string{
+		"kind='netnut'\nusername='u'\nzone='z'":                       "does not take zone",
+		"kind='generic'\nusername='u'":                                "needs host and port",
+		"kind='oxylabs'\nusername='u'\npassword='p'\nscheme='socks5'": "",
+		"username='u'\ntemplate='" + own + "'":                        "no [[gateway]]",
+	} {
+		_, err := Load(write(t, 0o600, "[[provider]]\nname='x'\n"+provider+"\n"))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ":1:3")) {
+			t.Errorf("%s: %v", provider, err)
+		}
+	}
+}
+
 func TestSecrets(t *testing.T) {
 	t.Setenv("ATLANTIC_TEST_PW", "from env")
 	dir := t.TempDir()

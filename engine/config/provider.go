@@ -3,11 +3,13 @@ package config
 import (
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/assets"
+	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
 )
 
 // Provider is one [[provider]]: an account at a vendor of proxies, or a list of
@@ -51,9 +53,7 @@ type Group struct {
 }
 
 // Kinds are what Provider.Kind can be.
-func Kinds() []string {
-	return []string{"oxylabs", "brightdata", "decodo", "iproyal", "netnut", "generic", "list"}
-}
+func Kinds() []string { return append(assets.Providers(), "list") }
 
 // Policies say which member a flow goes to.
 func Policies() []string { return []string{"latency", "failover", "weighted", "sticky"} }
@@ -94,9 +94,6 @@ type rawGroup struct {
 	Policy  string   `toml:"policy"`
 	Weights []int    `toml:"weights"`
 }
-
-// sessionForm is what Provider.Session looks like.
-var sessionForm = regexp.MustCompile(`^(per-connection|(sticky|per-app|per-domain)(-([0-9]+h)?([0-9]+m)?([0-9]+s)?)?)$`)
 
 func validateProviders(src *source, r *raw, c *Config) error {
 	for i, rp := range r.Provider {
@@ -144,14 +141,55 @@ func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
 		return p, "host", "a name or an address, without scheme and port", fmt.Errorf("%q is not a host", clip(p.Host))
 	case p.Port < 0 || p.Port > 65535:
 		return p, "port", "1 to 65535", fmt.Errorf("port %d is out of range", p.Port)
-	case p.Session != "" && (!sessionForm.MatchString(p.Session) || strings.HasSuffix(p.Session, "-")):
-		return p, "session", `such as "sticky-10m", "per-app-30m", "per-domain-10m", "per-connection"`, fmt.Errorf("session cannot be %q", clip(p.Session))
 	case p.Kind != "generic" && p.UsernameFormat+p.PasswordFormat != "":
 		return p, "username_format", "the vendor's own file knows them", fmt.Errorf("username_format and password_format are for kind = \"generic\" only")
 	case slices.ContainsFunc(p.Ports, func(n int) bool { return n < 0 || n > 65535 }):
 		return p, "ports", "such as [80, 443]; [0] is any", fmt.Errorf("ports has a number out of range")
 	}
+	if _, err := resolve.ParseSession(p.Session); err != nil {
+		return p, "session", `such as "sticky-10m", "per-app-30m", "per-domain-10m", "per-connection"`, err
+	}
 	return checkList(r, p)
+}
+
+// Account is what the vendor's template makes of p, which is not a list: what
+// the vendor does not take is an error. Attached is left to the caller.
+func (p Provider) Account() (*resolve.Account, error) {
+	t, err := p.template()
+	if err != nil {
+		return nil, err
+	}
+	mode, err := resolve.ParseSession(p.Session)
+	if err != nil {
+		return nil, err
+	}
+	a := &resolve.Account{
+		Name: p.Name, Template: t, Username: p.Username, Password: resolve.Secret(p.Password.Reveal()),
+		Vars:    map[string]string{"country": p.Country, "state": p.State, "city": p.City, "zone": p.Zone, "isp": p.ISP},
+		Session: mode, Pinned: p.Pinned,
+		UsernameFormat: p.UsernameFormat, PasswordFormat: p.PasswordFormat,
+		Scheme: p.Scheme, Host: p.Host, Port: uint16(p.Port),
+	}
+	for _, port := range p.Ports {
+		a.Ports = append(a.Ports, uint16(port))
+	}
+	return a, a.Validate()
+}
+
+// template reads the vendor's file: the user's own, or the built-in one.
+func (p Provider) template() (*resolve.Template, error) {
+	file, read := p.Kind+".toml", func() ([]byte, error) { return assets.Provider(p.Kind) }
+	if p.Template != "" {
+		file, read = p.Template, func() ([]byte, error) {
+			data, _, err := readFile(p.Template, maxFileBytes)
+			return data, err
+		}
+	}
+	data, err := read()
+	if err != nil {
+		return nil, err
+	}
+	return resolve.ParseTemplate(file, data)
 }
 
 // checkList keeps the keys of lists and of vendors apart.
