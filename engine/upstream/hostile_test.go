@@ -203,6 +203,11 @@ func TestParseURL(t *testing.T) {
 			t.Errorf("%q is accepted: %+v", raw, s)
 		}
 	}
+	for raw, want := range map[string]string{"h3://h": "h3 is not in this version", "masque://u:p@h": "masque is not in this version", "ftp://h": `"ftp" is unknown`} {
+		if _, err := ParseURL("n", raw); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", raw, err, want)
+		}
+	}
 }
 
 func FuzzParseURL(f *testing.F) {

@@ -108,6 +108,8 @@ func ParseURL(name, rawURL string) (Spec, error) {
 		port = 443
 	case schemeSOCKS5:
 		port = 1080
+	case "h3", "masque":
+		return s, fmt.Errorf("upstream URL scheme %s is not in this version: use http, https, socks5 or direct", s.Scheme)
 	case "":
 		return s, errors.New("upstream URL has no scheme: use http://, https://, socks5:// or direct://")
 	default:
