@@ -51,7 +51,7 @@ func (k Kind) String() string {
 // what and where, Hint what a person can do; neither holds credentials.
 type Error struct {
 	Kind     Kind
-	Upstream string      // its name
+	Upstream string      // its name; "" where the caller knows whom it dialled
 	Reason   flow.Reason // how to refuse the app
 	Err      error       // what happened
 	Hint     string      // "" if there is nothing useful to say
@@ -61,12 +61,13 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	switch e.Kind {
-	case Target:
+	switch {
+	case e.Upstream == "":
+		return e.Err.Error()
+	case e.Kind == Target:
 		return fmt.Sprintf("via upstream %q: %v", e.Upstream, e.Err)
-	default:
-		return fmt.Sprintf("upstream %q: %v", e.Upstream, e.Err)
 	}
+	return fmt.Sprintf("upstream %q: %v", e.Upstream, e.Err)
 }
 
 func (e *Error) Unwrap() error { return e.Err }

@@ -372,6 +372,17 @@ func TestGroupUnsafeOnce(t *testing.T) {
 	}
 }
 
+// TestEndpointErrorNamesNobody: it is shown beside the endpoint's name.
+func TestEndpointErrorNamesNobody(t *testing.T) {
+	u, r := groupOf(t, gateAt(closedPort(t), "http", "dead"))
+	if _, err := u.DialStream(within(t, 5*time.Second), flow.Target{Name: "x.example", Port: 443}, nil); err == nil {
+		t.Fatal("a closed port carries flows")
+	}
+	if got := info(t, r, "dead").Error; !strings.HasPrefix(got, "dial tcp ") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestGroupUDP(t *testing.T) {
 	p := &socksProxy{user: "u", pass: "p"}
 	g := gateAt(serve(t, p.handle), "socks5", "u")
