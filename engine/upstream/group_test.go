@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -403,32 +402,6 @@ func TestGroupUDP(t *testing.T) {
 	b := make([]byte, 1500)
 	if n, _, err := c.ReadFrom(b); err != nil || string(b[:n]) != "ping" {
 		t.Errorf("%q, %v", b[:n], err)
-	}
-}
-
-// TestMembersAreBounded: identities come and go.
-func TestMembersAreBounded(t *testing.T) {
-	ms := &members{name: "g", byEP: make(map[*resolve.Endpoint]*member), gates: make(map[gatewayKey]*gateway)}
-	defer ms.close()
-	var held *member
-	for i := range 3 * maxMembers {
-		e := &resolve.Endpoint{Name: fmt.Sprint(i), Scheme: []string{"http", "socks5"}[i%2], Host: "h.example", Port: 1, Username: fmt.Sprint("u", i), Password: "p"}
-		m, err := ms.get(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if held == nil {
-			held = m
-			continue
-		}
-		ms.release(m)
-	}
-	if n := len(ms.byEP); n > maxMembers || len(ms.gates) != 2 || !held.kept {
-		t.Errorf("%d members, %d gateways", n, len(ms.gates))
-	}
-	ms.release(held)
-	if _, err := ms.get(&resolve.Endpoint{Scheme: "gopher"}); err == nil {
-		t.Error("an endpoint of no known kind")
 	}
 }
 

@@ -2,7 +2,10 @@ package upstream
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,7 +39,12 @@ type member struct {
 	kept  bool      // guarded by members.mu; others may get it
 }
 
-type gatewayKey struct{ scheme, addr, sni string }
+// gatewayKey is all of a Spec that a connection depends on, or a verdict on it.
+type gatewayKey struct {
+	scheme, addr, sni, alpn string
+	ca                      *x509.CertPool // see trustLocked
+	noEarly                 bool
+}
 
 // members are the Upstreams of a group, made when first wanted and forgotten
 // when not wanted for long: sessions come and go.
@@ -47,6 +55,7 @@ type members struct {
 	mu     sync.Mutex
 	byEP   map[*resolve.Endpoint]*member // guarded by mu
 	gates  map[gatewayKey]*gateway       // guarded by mu
+	trust  []*x509.CertPool              // guarded by mu; those of gates, no two of them equal
 	swept  time.Time                     // guarded by mu
 	closed bool                          // guarded by mu
 }
@@ -139,7 +148,7 @@ func (ms *members) verdict(scheme, addr string) (v Verdict, warm int) {
 		if k.scheme != scheme || k.addr != addr {
 			continue
 		}
-		v = Verdict(g.prover.verdict.Load())
+		v = max(v, Verdict(g.prover.verdict.Load()))
 		warm += int(g.stats.warm.Load())
 		for _, m := range ms.byEP {
 			if m.own && m.gate == g {
@@ -182,7 +191,7 @@ func (ms *members) newMember(e *resolve.Endpoint) (*member, error) {
 }
 
 func (ms *members) gateLocked(s Spec) *gateway {
-	k := gatewayKey{s.Scheme, s.Addr(), s.SNI}
+	k := gatewayKey{s.Scheme, s.Addr(), s.SNI, strings.Join(s.alpn(), " "), ms.trustLocked(s.CA), s.NoEarly}
 	if g := ms.gates[k]; g != nil {
 		return g
 	}
@@ -209,7 +218,17 @@ func (ms *members) gateLocked(s Spec) *gateway {
 	return g
 }
 
-// specOf is what e says; a Spec in Attached adds SNI, CA and HTTP2.
+// trustLocked is ca or its equal that came first: each upstream has read its
+// file itself, and those that trust the same share connections.
+func (ms *members) trustLocked(ca *x509.CertPool) *x509.CertPool {
+	if i := slices.IndexFunc(ms.trust, ca.Equal); i >= 0 {
+		return ms.trust[i]
+	}
+	ms.trust = append(ms.trust, ca)
+	return ca
+}
+
+// specOf is what e says; a Spec in Attached adds SNI, CA, HTTP2 and NoEarly.
 func specOf(e *resolve.Endpoint) Spec {
 	s, _ := e.Attached.(Spec)
 	s.Name, s.Scheme, s.Host, s.Port = e.Name, e.Scheme, e.Host, e.Port
