@@ -265,7 +265,7 @@ const (
 type Error struct {
 	Code    ErrorCode `json:"code"`
 	Message string    `json:"message"`
-	Hint    string    `json:"hint,omitempty"`
+	Hint    string    `json:"hint"` // "" if there is nothing to do about it
 }
 
 func (e *Error) Error() string {

@@ -35,7 +35,8 @@ func writeError(w http.ResponseWriter, err error) {
 	var method *methodError
 	if errors.As(err, &method) {
 		w.Header().Set("Allow", method.allowed)
-		_ = writeJSON(w, http.StatusMethodNotAllowed, api.Error{Code: api.ErrBadRequest, Message: method.Error()})
+		_ = writeJSON(w, http.StatusMethodNotAllowed, api.Error{Code: api.ErrBadRequest,
+			Message: method.Error(), Hint: "send the same path with " + method.allowed})
 		return
 	}
 	var known *api.Error

@@ -115,14 +115,17 @@ func New(b Backend, o Options) *Server {
 	return &Server{backend: b, log: o.Log, peerOf: o.PeerOf, timeout: requestTimeout}
 }
 
-// Serve answers on ln until ctx ends, then lets calls in flight finish for a
-// moment and closes ln. It returns nil when ctx ended it.
+// Serve answers on ln until ctx ends, then closes ln and lets calls in flight
+// finish for a moment: watchers still get the last events of a backend that ends.
+// It returns nil when ctx ended it.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the watchers, which live in BaseContext
+	defer cancel()
+	calls, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
 	srv := &http.Server{
 		Handler:           s,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		BaseContext:       func(net.Listener) context.Context { return calls },
 		ConnContext:       connContext,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       s.timeout,

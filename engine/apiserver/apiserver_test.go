@@ -92,6 +92,16 @@ func (b *fakeBackend) emit(ev api.Event) {
 	}
 }
 
+// end closes every watcher's channel.
+func (b *fakeBackend) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for ch := range b.watchers {
+		delete(b.watchers, ch)
+		close(ch)
+	}
+}
+
 func (b *fakeBackend) watching() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -150,6 +160,11 @@ func start(t *testing.T, b Backend, peer localsock.Peer, peerErr error) string {
 // startServer is start for a server that the test has made.
 func startServer(t *testing.T, srv *Server) string {
 	t.Helper()
+	return startServerUntil(context.Background(), t, srv)
+}
+
+func startServerUntil(ctx context.Context, t *testing.T, srv *Server) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "api") // t.TempDir may be too long for a socket's path
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +175,7 @@ func startServer(t *testing.T, srv *Server) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, ln) }()
 	t.Cleanup(func() {
@@ -272,8 +287,11 @@ func TestCalls(t *testing.T) {
 		}
 		if resp.StatusCode >= 400 && tc.method != "HEAD" {
 			var e api.Error
-			if err := json.Unmarshal([]byte(text), &e); err != nil || e.Code == "" || e.Message == "" {
+			if err := json.Unmarshal([]byte(text), &e); err != nil || e.Code == "" || e.Message == "" || !strings.Contains(text, `"hint":`) {
 				t.Errorf("%s %s: the error is not an api.Error: %s", tc.method, tc.target, text)
+			}
+			if e.Hint == "" && e.Code == api.ErrBadRequest {
+				t.Errorf("%s %s: no hint: %s", tc.method, tc.target, text)
 			}
 		}
 	}

@@ -86,28 +86,36 @@ func (r route) match(path string) (arg string, ok bool) {
 // that believes in them should not be left believing.
 func (r route) wellFormed(req *http.Request) error {
 	if !r.body && (req.ContentLength != 0 || len(req.TransferEncoding) > 0) {
-		return badRequest("this call takes no body")
+		return badRequest("this call takes no body", "send it without one")
 	}
 	if r.body {
 		switch t, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type")); t {
 		case "application/json", "", "application/x-www-form-urlencoded": // the last is what curl -d says of any body
 		default:
-			return badRequest("the body must be application/json")
+			return badRequest("the body must be application/json", "set the header Content-Type: application/json")
 		}
 	}
 	values, err := url.ParseQuery(req.URL.RawQuery)
 	if err != nil {
-		return badRequest("the query cannot be read")
+		return badRequest("the query cannot be read", "percent-encode what stands behind the ?")
 	}
 	for name, v := range values {
 		if name != r.query || len(v) != 1 {
-			return badRequest("unknown or repeated query parameter " + strconv.Quote(clip(name)))
+			return badRequest("unknown or repeated query parameter "+strconv.Quote(clip(name)), r.queryHint())
 		}
 	}
 	if r.query != "" && values.Get(r.query) == "" {
-		return badRequest("the query parameter " + r.query + " is missing")
+		return badRequest("the query parameter "+r.query+" is missing", r.queryHint())
 	}
 	return nil
+}
+
+// queryHint says what the query may be.
+func (r route) queryHint() string {
+	if r.query == "" {
+		return "this call takes none"
+	}
+	return "the query is ?" + r.query + "=…, once"
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request, _ string) error {
@@ -152,7 +160,7 @@ func (s *Server) newSession(w http.ResponseWriter, r *http.Request, _ string) er
 	}
 	for _, v := range []string{want.Upstream, want.App, want.Domain} {
 		if len(v) > 4096 {
-			return badRequest("a name in the body is longer than 4096 bytes")
+			return badRequest("a name in the body is longer than 4096 bytes", "the names of upstreams: GET /v1/upstreams")
 		}
 	}
 	ctx, cancel := patient(w, r)
@@ -179,7 +187,7 @@ func (s *Server) flows(w http.ResponseWriter, _ *http.Request, _ string) error {
 func (s *Server) killFlow(w http.ResponseWriter, _ *http.Request, arg string) error {
 	id, err := strconv.ParseUint(arg, 10, 64)
 	if err != nil {
-		return badRequest("a flow's id is a number: " + strconv.Quote(clip(arg)))
+		return badRequest("a flow's id is a number: "+strconv.Quote(clip(arg)), "the ids of live flows: GET /v1/flows")
 	}
 	if err := s.backend.KillFlow(id); err != nil {
 		return err
@@ -190,7 +198,8 @@ func (s *Server) killFlow(w http.ResponseWriter, _ *http.Request, arg string) er
 func (s *Server) why(w http.ResponseWriter, r *http.Request, _ string) error {
 	host := r.URL.Query().Get("host")
 	if len(host) > 255+len(":65535") || strings.ContainsFunc(host, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
-		return badRequest("not a host name: " + strconv.Quote(clip(host)))
+		return badRequest("not a host name: "+strconv.Quote(clip(host)),
+			"give a host name or an address, with a port if it matters: example.com:22")
 	}
 	answer, err := s.backend.Why(host)
 	if err != nil {
@@ -209,6 +218,8 @@ func (s *Server) shutdown(w http.ResponseWriter, _ *http.Request, _ string) erro
 	return err
 }
 
+const bodyHint = "the body is one JSON object with the fields of this call only"
+
 // readJSON reads exactly one JSON value with no field that v does not have.
 func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBodyBytes))
@@ -220,7 +231,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 		if err != nil {
 			return badBody(err)
 		}
-		return badRequest("there is something after the JSON value")
+		return badRequest("there is something after the JSON value", bodyHint)
 	}
 	return nil
 }
@@ -228,13 +239,13 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 func badBody(err error) error {
 	var tooLong *http.MaxBytesError
 	if errors.As(err, &tooLong) {
-		return badRequest("the body is longer than 64 KiB")
+		return badRequest("the body is longer than 64 KiB", bodyHint)
 	}
-	return badRequest("the body is not the JSON this call takes: " + clip(err.Error()))
+	return badRequest("the body is not the JSON this call takes: "+clip(err.Error()), bodyHint)
 }
 
-func badRequest(message string) error {
-	return &api.Error{Code: api.ErrBadRequest, Message: message}
+func badRequest(message, hint string) error {
+	return &api.Error{Code: api.ErrBadRequest, Message: message, Hint: hint}
 }
 
 // clip bounds what of the caller's own input goes into an error.

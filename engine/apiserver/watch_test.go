@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -136,5 +137,26 @@ func TestWatchOutlivesRequestTimeout(t *testing.T) {
 	b.emit(api.Event{Type: "error", Error: &api.Error{Message: "late"}})
 	if ev := nextEvent(t, r); ev.Error == nil || ev.Error.Message != "late" {
 		t.Errorf("got %+v", ev)
+	}
+}
+
+// TestWatchSeesTheEnd: what a backend says at its end still arrives.
+func TestWatchSeesTheEnd(t *testing.T) {
+	b := newFake()
+	ctx, cancel := context.WithCancel(t.Context())
+	srv := New(b, Options{PeerOf: func(net.Conn) (localsock.Peer, error) { return adminPeer, nil }})
+	_, r := watchConn(t, startServerUntil(ctx, t, srv))
+	nextEvent(t, r)
+	cancel()
+	b.emit(api.Event{Type: "status", Status: &api.Status{State: api.Stopping}})
+	b.emit(api.Event{Type: "status", Status: &api.Status{State: api.Off}})
+	b.end()
+	for _, want := range []api.State{api.Stopping, api.Off} {
+		if ev := nextEvent(t, r); ev.Status.State != want {
+			t.Errorf("got %s, want %s", ev.Status.State, want)
+		}
+	}
+	if rest, err := io.ReadAll(r); err != nil || strings.Contains(string(rest), "{") {
+		t.Errorf("then %q, %v", rest, err)
 	}
 }
