@@ -259,6 +259,16 @@ func TestCalls(t *testing.T) {
 		{"GET", "/v1/config", "", 200, `"toml":"# none"`},
 		{"GET", "/v1/watch", "", 200, `"type":"status"`},
 		{"POST", "/v1/shutdown", "", 202, "{}"},
+		// A body that says nothing is as good as none.
+		{"POST", "/v1/session/new", "", 200, `"id":"abc2"`},
+		{"POST", "/v1/session/new", " ", 200, `"id":"abc2"`},
+		{"POST", "/v1/shutdown", "{}", 202, "{}"},
+		{"POST", "/v1/shutdown", `{"now":true}`, 400, "unknown field"},
+		{"POST", "/v1/shutdown", "null", 400, "no object"},
+		{"POST", "/v1/shutdown", "x", 400, "not the JSON"},
+		{"DELETE", "/v1/flows/7", "{}", 200, "{}"},
+		{"DELETE", "/v1/flows/7", "[]", 400, "not the JSON"},
+		{"PATCH", "/v1/prefs", "", 400, "missing"},
 		// What the API does not have.
 		{"GET", "/", "", 404, `"code":"not_found"`},
 		{"GET", "/v1/status/", "", 404, `"code":"not_found"`},
@@ -295,7 +305,7 @@ func TestCalls(t *testing.T) {
 			}
 		}
 	}
-	if b.shutdown != 1 || len(b.killed) != 1 {
+	if b.shutdown != 2 || len(b.killed) != 2 {
 		t.Errorf("shutdown %d times, killed %v", b.shutdown, b.killed)
 	}
 	if got := len(b.prefs); got != 4 {

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,7 +32,7 @@ type route struct {
 	path   string // a last segment {…} stands for one segment of the request's path
 	access access
 	query  string // the one query parameter it takes and needs; "" if none
-	body   bool   // it takes a JSON body
+	body   bool   // it takes a JSON body; serve says which
 	serve  func(s *Server, w http.ResponseWriter, r *http.Request, arg string) error
 }
 
@@ -45,11 +46,11 @@ func routes() []route {
 		{method: "GET", path: "/v1/session", access: admins, serve: (*Server).sessions},
 		{method: "POST", path: "/v1/session/new", access: admins, body: true, serve: (*Server).newSession},
 		{method: "GET", path: "/v1/flows", access: admins, serve: (*Server).flows},
-		{method: "DELETE", path: "/v1/flows/{id}", access: admins, serve: (*Server).killFlow},
+		{method: "DELETE", path: "/v1/flows/{id}", access: admins, body: true, serve: (*Server).killFlow},
 		{method: "GET", path: "/v1/why", access: admins, query: "host", serve: (*Server).why},
 		{method: "GET", path: "/v1/config", access: admins, serve: (*Server).config},
 		{method: "GET", path: "/v1/metrics", access: admins, serve: (*Server).metrics},
-		{method: "POST", path: "/v1/shutdown", access: admins, serve: (*Server).shutdown},
+		{method: "POST", path: "/v1/shutdown", access: admins, body: true, serve: (*Server).shutdown},
 	}
 }
 
@@ -155,7 +156,7 @@ func (s *Server) sessions(w http.ResponseWriter, _ *http.Request, _ string) erro
 
 func (s *Server) newSession(w http.ResponseWriter, r *http.Request, _ string) error {
 	var want api.NewSession
-	if err := readJSON(w, r, &want); err != nil {
+	if err := readOptionalJSON(w, r, &want); err != nil {
 		return err
 	}
 	for _, v := range []string{want.Upstream, want.App, want.Domain} {
@@ -184,7 +185,10 @@ func (s *Server) flows(w http.ResponseWriter, _ *http.Request, _ string) error {
 	return writeJSON(w, http.StatusOK, list)
 }
 
-func (s *Server) killFlow(w http.ResponseWriter, _ *http.Request, arg string) error {
+func (s *Server) killFlow(w http.ResponseWriter, r *http.Request, arg string) error {
+	if err := readOptionalJSON(w, r, &struct{}{}); err != nil {
+		return err
+	}
 	id, err := strconv.ParseUint(arg, 10, 64)
 	if err != nil {
 		return badRequest("a flow's id is a number: "+strconv.Quote(clip(arg)), "the ids of live flows: GET /v1/flows")
@@ -212,7 +216,10 @@ func (s *Server) config(w http.ResponseWriter, _ *http.Request, _ string) error 
 	return writeJSON(w, http.StatusOK, s.backend.Config())
 }
 
-func (s *Server) shutdown(w http.ResponseWriter, _ *http.Request, _ string) error {
+func (s *Server) shutdown(w http.ResponseWriter, r *http.Request, _ string) error {
+	if err := readOptionalJSON(w, r, &struct{}{}); err != nil {
+		return err
+	}
 	err := writeJSON(w, http.StatusAccepted, struct{}{})
 	s.backend.Shutdown()
 	return err
@@ -220,9 +227,30 @@ func (s *Server) shutdown(w http.ResponseWriter, _ *http.Request, _ string) erro
 
 const bodyHint = "the body is one JSON object with the fields of this call only"
 
-// readJSON reads exactly one JSON value with no field that v does not have.
+var errNoBody = badRequest("the body is missing", bodyHint)
+
+// readOptionalJSON is readJSON where no body at all says as much as {}.
+func readOptionalJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	if err := readJSON(w, r, v); !errors.Is(err, errNoBody) {
+		return err
+	}
+	return nil
+}
+
+// readJSON reads exactly one JSON object with no field that v does not have.
 func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	if err != nil {
+		return badBody(err)
+	}
+	text = bytes.TrimSpace(text)
+	switch {
+	case len(text) == 0:
+		return errNoBody
+	case text[0] != '{': // null would pass for an object
+		return badBody(errors.New("it is no object"))
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		return badBody(err)
