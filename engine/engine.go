@@ -158,7 +158,8 @@ func New(opt Options) (*Engine, error) {
 	return e, nil
 }
 
-// Run works until ctx ends or Shutdown is called, then restores the machine.
+// Run works until ctx ends or Shutdown is called, then restores the machine;
+// watchers are told that it does and that it has, and their channels are closed.
 // It returns nil after an orderly end; an error means that the machine could
 // not be restored completely, and says what is left.
 func (e *Engine) Run(ctx context.Context) error {
@@ -243,6 +244,11 @@ func (e *Engine) first() {
 // end is the last thing Run does. The intent stays as it is.
 func (e *Engine) end() error {
 	e.timer.Stop()
+	if e.m.state != api.Off {
+		e.log.Info("state", "from", e.m.state, "to", api.Stopping)
+		e.m.state, e.cause = api.Stopping, nil
+		e.publish()
+	}
 	for _, j := range []*job{e.probe, e.sw} {
 		if j != nil {
 			j.cancel()

@@ -409,50 +409,6 @@ func TestDownWhileStarting(t *testing.T) {
 	b.waitFor(t, api.Off)
 }
 
-func TestWatchTellsEveryStateAndDropsTheSlow(t *testing.T) {
-	p := newFakeProxy(t, "127.0.0.1:0", replyOK)
-	b := newBench(t, testConfig(p.url()))
-	b.waitFor(t, api.Off)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ch := b.Watch(ctx)
-	var seen []api.State
-	b.prefs(t, api.Prefs{On: ptr(true)})
-	for ev := range ch {
-		if n := len(seen); ev.Status != nil && (n == 0 || seen[n-1] != ev.Status.State) {
-			seen = append(seen, ev.Status.State)
-			if ev.Status.State == api.On {
-				break
-			}
-		}
-	}
-	if got := join(seen); got != "starting on" {
-		t.Errorf("states seen: %s", got)
-	}
-	cancel()
-	for range ch { // closed after cancel
-	}
-	lazy := b.watch.add()
-	for range watchQueue + 1 {
-		b.watch.send(api.Event{Type: "status"})
-	}
-	n := 0
-	for range lazy {
-		n++
-	}
-	if n != watchQueue {
-		t.Errorf("a slow watcher got %d events before it was dropped, want %d", n, watchQueue)
-	}
-}
-
-func join(s []api.State) string {
-	var b []string
-	for _, x := range s {
-		b = append(b, string(x))
-	}
-	return strings.Join(b, " ")
-}
-
 func TestExplain(t *testing.T) {
 	for _, tc := range []struct {
 		err  error

@@ -79,10 +79,13 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// The API outlives ctx: whoever watches sees the machine restored.
+	serving, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
 	var wait sync.WaitGroup
 	wait.Go(func() { tell(ctx, eng, stdout, steer(o.socket), o.up) })
 	wait.Go(func() {
-		if err := apiserver.New(eng, apiserver.Options{Log: log}).Serve(ctx, sock); err != nil && ctx.Err() == nil {
+		if err := apiserver.New(eng, apiserver.Options{Log: log}).Serve(serving, sock); err != nil && serving.Err() == nil {
 			log.Error("local API", "err", err)
 			cancel()
 		}
@@ -96,6 +99,7 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	})
 	err = eng.Run(ctx)
 	cancel()
+	hangUp()
 	wait.Wait()
 	return err
 }

@@ -246,7 +246,7 @@ func TestCalls(t *testing.T) {
 		{"DELETE", "/v1/flows/", "", 404, `"code":"not_found"`},
 		{"DELETE", "/v1/flows/7/8", "", 404, `"code":"not_found"`},
 		{"GET", "/v1/session", "", 200, `"id":"abc1"`},
-		{"POST", "/v1/session/new", `{"domain":"example.com"}`, 200, `"id":"abc2","domain":"example.com"`},
+		{"POST", "/v1/session/new", `{"domain":"example.com"}`, 200, `{"schema":1,"upstream":"oxy","id":"abc2","domain":"example.com"`},
 		{"POST", "/v1/session/new", `{"upstream":"nobody"}`, 404, "no such upstream"},
 		{"POST", "/v1/session/new", `{"path":"/etc/passwd"}`, 400, "unknown field"},
 		{"POST", "/v1/session/new", `{"app":"` + strings.Repeat("x", 5000) + `"}`, 400, "longer than"},

@@ -170,7 +170,7 @@ func (s *Server) newSession(w http.ResponseWriter, r *http.Request, _ string) er
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, made)
+	return writeJSON(w, http.StatusOK, api.MadeSession{Schema: api.Schema, Session: made})
 }
 
 func (s *Server) upstreams(w http.ResponseWriter, _ *http.Request, _ string) error {

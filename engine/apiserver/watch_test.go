@@ -148,6 +148,7 @@ func TestWatchSeesTheEnd(t *testing.T) {
 	_, r := watchConn(t, startServerUntil(ctx, t, srv))
 	nextEvent(t, r)
 	cancel()
+	time.Sleep(20 * time.Millisecond) // for watchers to be dropped, which they must not be yet
 	b.emit(api.Event{Type: "status", Status: &api.Status{State: api.Stopping}})
 	b.emit(api.Event{Type: "status", Status: &api.Status{State: api.Off}})
 	b.end()

@@ -87,6 +87,7 @@ func TestSteer(t *testing.T) {
 	}
 	contains(t, s.must("why", "example.test"), "example.test goes through b", "default", "by the upstream, which is sent the name")
 	s.stop()
+	shown(api.Stopping, api.Off)
 	s.launch()
 	if st := s.await(api.On); st.Upstream.Name != "b" {
 		t.Errorf("after a restart the upstream is %s", st.Upstream.Name)
