@@ -35,24 +35,29 @@ const (
 // who has read the datagrams sends them.
 //
 // The session ends after a minute without a datagram, five once answers came.
+// A socket that only looks names up is no flow.
 func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketConn) {
-	h.total.Add(1)
-	h.open.Add(1)
-	defer h.open.Add(-1)
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{h: h, flow: f, app: app, dests: make(map[netip.AddrPort]*dest)}
-	aside(func() { s.begin(cancel) })
-	defer h.live.Delete(f.ID)
+	isDNS := h.isDNS(f.Inbound, f.Dst.Port())
+	if !isDNS {
+		aside(func() { s.begin(cancel) })
+	}
 	// Closing app ends the loop below.
 	stop := context.AfterFunc(ctx, func() { _ = app.Close() })
 	if a, ok := app.(flow.Pusher); ok {
 		a.Push(s.push)
 	}
-	if h.isDNS(f.Inbound, f.Dst.Port()) {
+	if isDNS {
 		h.opts.DNS.HandlePackets(ctx, f, &dnsOnly{
 			PacketConn: app, other: func(p []byte, to net.Addr) {
 				s.mu.Lock()
 				defer s.mu.Unlock()
+				if s.live == nil {
+					s.flow.Dst, s.flow.Start = flow.AddrPortOf(to), time.Now()
+					s.flow.Target = flow.TargetOf(s.flow.Dst)
+					s.begin(cancel)
+				}
 				s.send(ctx, p, to)
 			}, extend: s.extend,
 		})
@@ -80,9 +85,9 @@ func aside(f func()) {
 // session is one app socket.
 type session struct {
 	h    *Handler
-	flow flow.Flow
+	flow flow.Flow // changed by begin's caller only
 	app  net.PacketConn
-	live *live
+	live *live          // nil before begin
 	wg   sync.WaitGroup // paths' readers, DNS queries
 
 	// mu is held while what the app sent is dealt with, also while that blocks.
@@ -107,21 +112,21 @@ type dest struct {
 	to    flow.Datagram // as the upstream is told; no Data
 	path  *path         // nil until the first datagram, or after the association ended
 	retry time.Time
-	told  bool // the refusal is counted among flows
+	told  bool // it is counted among the flows that were not carried
 }
 
 // begin judges the first destination and makes the flow known.
 func (s *session) begin(cancel context.CancelFunc) {
+	s.h.total.Add(1)
+	s.h.open.Add(1)
 	f := &s.flow
 	first := decision{target: f.Target}
-	if !s.h.isDNS(f.Inbound, f.Dst.Port()) {
-		var to net.Addr = flow.UDPAddrOf(f.Dst)
-		if f.Target.Name != "" {
-			to = upstream.NameAddr{Name: f.Target.Name, Port: f.Target.Port}
-		}
-		if e := s.dest(f.Dst, to); e != nil {
-			first = e.d
-		}
+	var to net.Addr = flow.UDPAddrOf(f.Dst)
+	if f.Target.Name != "" {
+		to = upstream.NameAddr{Name: f.Target.Name, Port: f.Target.Port}
+	}
+	if e := s.dest(f.Dst, to); e != nil {
+		first = e.d
 	}
 	s.live = s.h.track(*f, first, cancel)
 	if s.live.sum == nil {
@@ -300,10 +305,14 @@ func (s *session) judge(f flow.Flow, t flow.Target) *dest {
 // refuse tells the app, where it can be told, and counts.
 func (s *session) refuse(e *dest, ap netip.AddrPort) {
 	s.h.udpBlocked.Add(1)
-	if !e.told {
-		e.told = true
+	switch {
+	case e.told:
+	case e.d.u == nil:
+		s.h.count(e.d)
+	default: // traffic is held, or the upstream carries no UDP
 		s.h.blocked.Add(1)
 	}
+	e.told = true
 	if r, ok := s.app.(flow.Refuser); ok && ap.IsValid() {
 		r.Refuse(ap)
 	}
@@ -351,7 +360,7 @@ func payload(ms []flow.Datagram) (n int) {
 	return n
 }
 
-// close ends the associations and waits for all goroutines.
+// close ends the associations and the flow, and waits for all goroutines.
 func (s *session) close() {
 	s.mu.Lock()
 	s.ended = true
@@ -360,4 +369,8 @@ func (s *session) close() {
 		_ = p.conn.Close()
 	}
 	s.wg.Wait()
+	if s.live != nil {
+		s.h.live.Delete(s.flow.ID)
+		s.h.open.Add(-1)
+	}
 }

@@ -241,6 +241,9 @@ func TestPacketsDeadProxy(t *testing.T) {
 	if n := dials.Load(); n < 1 || n > 2 {
 		t.Errorf("%d dials", n)
 	}
+	if c := h.Counters(); c.Refused != 1 || c.Blocked != 0 || c.UDPBlocked != 20 {
+		t.Errorf("one flow, which the upstream did not take: %+v", c)
+	}
 }
 
 // TestPacketsAfterHold: a socket that was refused while traffic was held, or
@@ -402,56 +405,6 @@ func TestPacketsLeavingProxy(t *testing.T) {
 	}
 	if n := asked.Load(); n != 1 {
 		t.Errorf("%d associations in 0.3 s", n)
-	}
-}
-
-// dnsFake answers every datagram it is given.
-type dnsFake struct {
-	seen atomic.Int32
-	idle time.Duration // 0: it waits for ever
-}
-
-func (d *dnsFake) HandleStream(_ context.Context, _ flow.Flow, p flow.Pending) {
-	p.Reject(flow.Refused)
-}
-
-func (d *dnsFake) HandlePackets(_ context.Context, _ flow.Flow, app net.PacketConn) {
-	defer app.Close()
-	b := make([]byte, 4096)
-	for {
-		if d.idle != 0 {
-			app.SetReadDeadline(time.Now().Add(d.idle))
-		}
-		n, to, err := app.ReadFrom(b)
-		if err != nil {
-			return
-		}
-		d.seen.Add(1)
-		app.WriteTo(append([]byte("dns:"), b[:n]...), to)
-	}
-}
-
-// TestPacketsDNS: port 53 goes to DNS, whether it comes first or not, and
-// other datagrams of the same socket go their way.
-func TestPacketsDNS(t *testing.T) {
-	server, _ := udpServer(t, "s", "127.0.0.1:0")
-	dns53 := netip.MustParseAddrPort("9.9.9.9:53")
-	for _, first := range []netip.AddrPort{dns53, server} {
-		fake := &dnsFake{}
-		h := handler(t, func(o *Options) { o.DNS = fake; o.Blocked = func() bool { return false } })
-		a := newAppSocket()
-		carryPackets(t, h, udpFlow(first), a)
-		for range 3 {
-			if d := a.ask(t, "q", flow.UDPAddrOf(dns53)); d.data != "dns:q" || flow.AddrPortOf(d.addr) != dns53 {
-				t.Errorf("%+v", d)
-			}
-			if d := a.ask(t, "x", flow.UDPAddrOf(server)); d.data != "s:x" {
-				t.Errorf("%+v", d)
-			}
-		}
-		if fake.seen.Load() != 3 {
-			t.Errorf("DNS saw %d", fake.seen.Load())
-		}
 	}
 }
 

@@ -57,7 +57,10 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 	aside(func() { conn, err = packets.DialPackets(upstream.WithTrace(ctx, &tr), e.d.target) })
 	s.h.outcome(ctx, e.d.u, e.d.target.Host(), err)
 	if err != nil {
-		s.h.refused.Add(1)
+		if !e.told {
+			e.told = true
+			s.h.refused.Add(1)
+		}
 		s.h.opts.Log.Debug("no UDP association", "flow", s.flow.ID, "error", err)
 		return nil
 	}

@@ -63,7 +63,8 @@ type Options struct {
 	Log     *slog.Logger // nil: silent
 }
 
-// Counters are totals since New, but for Open.
+// Counters are totals since New, but for Open. Lookups that DNS has answered are
+// no flows.
 type Counters struct {
 	Open                 int64  // flows now
 	Total                uint64 // flows that came

@@ -11,13 +11,13 @@ import (
 
 // HandleStream implements flow.Handler.
 func (h *Handler) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending) {
-	h.total.Add(1)
-	h.open.Add(1)
-	defer h.open.Add(-1)
 	if h.isDNS(f.Inbound, f.Dst.Port()) {
 		h.opts.DNS.HandleStream(ctx, f, p)
 		return
 	}
+	h.total.Add(1)
+	h.open.Add(1)
+	defer h.open.Add(-1)
 	d := h.decide(f, f.Target)
 	if d.u == nil {
 		h.count(d)
