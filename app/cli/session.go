@@ -27,7 +27,7 @@ func (a *app) sessionNew() *cobra.Command {
 			if asJSON {
 				return a.out.json(s)
 			}
-			a.out.line("%s", a.out.text("%s new session %s%s", a.out.green("●"), a.out.bold(s.ID), ends(s)))
+			a.out.line("%s", a.out.text("%s new session %s%s", a.out.green("●"), a.out.bold(s.ID), ends(s.Session)))
 			return nil
 		},
 	}

@@ -78,8 +78,8 @@ func (c *Client) Sessions(ctx context.Context) (api.Sessions, error) {
 
 // NewSession takes a new exit identity; it is in use when this returns. It may
 // take as long as a look at it does (a minute at most).
-func (c *Client) NewSession(ctx context.Context, s api.NewSession) (api.Session, error) {
-	return call[api.Session](ctx, c, prefsTimeout, http.MethodPost, "/v1/session/new", s)
+func (c *Client) NewSession(ctx context.Context, s api.NewSession) (api.MadeSession, error) {
+	return call[api.MadeSession](ctx, c, prefsTimeout, http.MethodPost, "/v1/session/new", s)
 }
 
 // Flows returns the live flows.

@@ -63,7 +63,7 @@ func TestCalls(t *testing.T) {
 			func() (any, error) { return c.SetPrefs(ctx, api.Prefs{On: &on, Upstream: &name}) }, api.Status{State: api.Starting}},
 		{"GET atlantic/v1/upstreams", "", `{"choice":"auto"}`, func() (any, error) { return c.Upstreams(ctx) }, api.Upstreams{Choice: "auto"}},
 		{"GET atlantic/v1/session", "", `{"schema":1}`, func() (any, error) { return c.Sessions(ctx) }, api.Sessions{Schema: 1}},
-		{"POST atlantic/v1/session/new", `{"domain":"d"}`, `{"id":"x"}`, func() (any, error) { return c.NewSession(ctx, api.NewSession{Domain: "d"}) }, api.Session{ID: "x"}},
+		{"POST atlantic/v1/session/new", `{"domain":"d"}`, `{"id":"x"}`, func() (any, error) { return c.NewSession(ctx, api.NewSession{Domain: "d"}) }, api.MadeSession{Session: api.Session{ID: "x"}}},
 		{"GET atlantic/v1/flows", "", `{"schema":1}`, func() (any, error) { return c.Flows(ctx) }, api.FlowList{Schema: 1}},
 		{"DELETE atlantic/v1/flows/7", "", `{}`, func() (any, error) { return nil, c.KillFlow(ctx, 7) }, nil},
 		{"GET atlantic/v1/why?host=a%26b%3Dc", "", `{"host":"x"}`, func() (any, error) { return c.Why(ctx, "a&b=c") }, api.Why{Host: "x"}},

@@ -38,8 +38,14 @@ type Sessions struct {
 	Sessions []Session `json:"sessions"`
 }
 
-// NewSession is the body of POST /v1/session/new, whose answer is the Session
-// made. It is in use once it has been dialled through; if that fails, flows
+// MadeSession is the answer of POST /v1/session/new.
+type MadeSession struct {
+	Schema int `json:"schema"`
+	Session
+}
+
+// NewSession is the body of POST /v1/session/new, whose answer is the
+// MadeSession. It is in use once it has been dialled through; if that fails, flows
 // stay with the old one.
 type NewSession struct {
 	Upstream string `json:"upstream,omitempty"` // "": the one in use
