@@ -245,6 +245,7 @@ const (
 	ErrInternal     ErrorCode = "internal"
 	ErrBadRequest   ErrorCode = "bad_request" // the caller's mistake
 	ErrNotFound     ErrorCode = "not_found"   // no such call, flow, upstream
+	ErrUnsupported  ErrorCode = "unsupported" // a later version has it
 	ErrPermission   ErrorCode = "permission"  // the caller may not do this
 	ErrConfig       ErrorCode = "config"      // the configuration is wrong
 	ErrUnknownName  ErrorCode = "unknown_upstream"

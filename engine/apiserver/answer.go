@@ -54,6 +54,8 @@ func httpStatus(c api.ErrorCode) int {
 		return http.StatusForbidden
 	case api.ErrNotFound, api.ErrUnknownName:
 		return http.StatusNotFound
+	case api.ErrUnsupported:
+		return http.StatusNotImplemented
 	case api.ErrPortInUse:
 		return http.StatusConflict
 	case api.ErrRefused, api.ErrUnreachable, api.ErrAuth, api.ErrTLS, api.ErrProtocol, api.ErrTargetFailed:

@@ -269,6 +269,15 @@ func TestCalls(t *testing.T) {
 		{"DELETE", "/v1/flows/7", "{}", 200, "{}"},
 		{"DELETE", "/v1/flows/7", "[]", 400, "not the JSON"},
 		{"PATCH", "/v1/prefs", "", 400, "missing"},
+		// What a later version has.
+		{"GET", "/v1/health", "", 501, `"/v1/health is not in this version"`},
+		{"POST", "/v1/health", "{}", 501, `"code":"unsupported"`},
+		{"GET", "/v1/quality", "", 501, `"code":"unsupported"`},
+		{"POST", "/v1/speedtest", "", 501, `"code":"unsupported"`},
+		{"PATCH", "/v1/prefs", `{"on":false,"kill_switch":"off"}`, 501, "set protect.kill_switch in the configuration file"},
+		{"PATCH", "/v1/prefs", `{"lan":false}`, 501, "set protect.lan in the configuration file"},
+		{"PATCH", "/v1/prefs", `{"udp":"block"}`, 501, "set protect.udp in the configuration file"},
+		{"PATCH", "/v1/prefs", `{"filter":{"enabled":true}}`, 501, `"filter is not in this version"`},
 		// What the API does not have.
 		{"GET", "/", "", 404, `"code":"not_found"`},
 		{"GET", "/v1/status/", "", 404, `"code":"not_found"`},

@@ -70,6 +70,9 @@ func find(method, path string) (route, string, error) {
 	if allowed != nil {
 		return route{}, "", &methodError{allowed: strings.Join(allowed, ", ")}
 	}
+	if laterCall(path) {
+		return route{}, "", notYet(path, "what this version measures: GET /v1/status, GET /v1/metrics")
+	}
 	return route{}, "", &api.Error{Code: api.ErrNotFound, Message: "the local API has no such call",
 		Hint: "an older service may be running: compare the versions with: atlantic version"}
 }
@@ -124,13 +127,16 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request, _ string) error 
 }
 
 func (s *Server) prefs(w http.ResponseWriter, r *http.Request, _ string) error {
-	var p api.Prefs
+	var p prefsBody
 	if err := readJSON(w, r, &p); err != nil {
+		return err
+	}
+	if err := p.refuseLater(); err != nil {
 		return err
 	}
 	ctx, cancel := patient(w, r)
 	defer cancel()
-	st, err := s.backend.SetPrefs(ctx, p)
+	st, err := s.backend.SetPrefs(ctx, p.Prefs)
 	if err != nil {
 		return err
 	}
