@@ -117,6 +117,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not connected, 4 no permission, 5 no servi
 	}
 	root.AddCommand(a.up(), a.down(), a.status(), a.upstreams(), a.use(), a.session(), a.flows(), a.why(),
 		a.rescue(), a.config(), a.service(), a.tray(), a.version())
+	root.AddCommand(later("health", "quality", "speedtest", "doctor", "bugreport", "dashboard", "share")...)
 	return root
 }
 

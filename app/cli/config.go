@@ -15,8 +15,10 @@ import (
 )
 
 func (a *app) config() *cobra.Command {
-	return group("config", "Check, show and change the configuration",
+	cmd := group("config", "Check, show and change the configuration",
 		a.configCheck(), a.configShow(), a.configGet(), a.configSet())
+	cmd.AddCommand(later("import")...)
+	return cmd
 }
 
 // configPath is where the service looks for its file.
