@@ -118,6 +118,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not connected, 4 no permission, 5 no servi
 	root.AddCommand(a.up(), a.down(), a.status(), a.upstreams(), a.use(), a.session(), a.flows(), a.why(),
 		a.rescue(), a.config(), a.service(), a.tray(), a.version())
 	root.AddCommand(later("health", "quality", "speedtest", "doctor", "bugreport", "dashboard", "share")...)
+	strict(root)
 	return root
 }
 
@@ -149,11 +150,35 @@ func takes(names ...string) cobra.PositionalArgs {
 
 // group is a command that only has subcommands.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: unknownCommand,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_ = cmd.Help()
-			return &exitWith{exitUsage}
-		}}
+	cmd := &cobra.Command{Use: use, Short: short, Args: unknownCommand, RunE: needsSubcommand}
 	cmd.AddCommand(subs...)
 	return cmd
+}
+
+func needsSubcommand(cmd *cobra.Command, _ []string) error {
+	_ = cmd.Help()
+	return &exitWith{exitUsage}
+}
+
+// strict has cobra's own commands take wrong arguments as ours do.
+func strict(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				if err != nil {
+					return &usageError{err.Error()}
+				}
+				return unknownCommand(about, rest)
+			}
+		case "completion":
+			cmd.Args, cmd.RunE = unknownCommand, needsSubcommand
+			for _, shell := range cmd.Commands() {
+				shell.Args = takes()
+			}
+		}
+	}
 }
