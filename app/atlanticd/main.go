@@ -15,6 +15,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
 // version is set by the linker: -X main.version=1.2.3.
@@ -31,12 +33,25 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "atlanticd",
 		Short:         "AtlanticProxy's service: sends this computer's traffic through an upstream proxy",
+		Args:          noArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(runCommand(), rescueCommand())
+	root.CompletionOptions.DisableDefaultCmd = true // atlantic is what people type
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Args = func(_ *cobra.Command, args []string) error {
+			about, rest, err := root.Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			return noArgs(about, rest)
+		}
+	}
 	return root
 }
 
@@ -51,7 +66,9 @@ func runCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", defaultConfig(), "configuration `FILE`; none at all is fine")
 	f.StringVar(&o.state, "state", defaultState(), "`DIR` for what is kept between runs")
-	f.StringVar(&o.socket, "socket", "", "local API `PATH` (default "+defaultSocket()+")")
+	f.StringVar(&o.socket, "socket", os.Getenv(localsock.PathVar),
+		"local API `PATH` (or set "+localsock.PathVar+"; default "+defaultSocket()+")")
+	f.Lookup("socket").DefValue = "" // help shows what the program does, not this shell's environment
 	f.BoolVar(&o.noTUN, "no-tun", false, "local HTTP and SOCKS5 proxy only; needs no root")
 	f.BoolVar(&o.up, "up", false, "be on from the start")
 	f.BoolVar(&o.verbose, "verbose", false, "log what happens to single flows")

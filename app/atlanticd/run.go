@@ -114,7 +114,7 @@ func steer(socket string) string {
 	if dir, _ := filepath.Split(os.Args[0]); dir != "" {
 		program = filepath.Join(dir, program)
 	}
-	if socket != localsock.ClientPath() {
+	if socket != localsock.ClientPath() || os.Getenv(localsock.PathVar) != "" { // another shell has no such variable
 		program += " --socket " + socket
 	}
 	return program
