@@ -141,7 +141,7 @@ func (h *health) record(now time.Time, gate uint32, o Outcome, rand func() uint6
 			return half
 		}
 		return gate
-	case Success, Target:
+	case Success, Target, NoUDP:
 		if o.Connect > 0 {
 			h.connect.add(now, float64(o.Connect)/float64(time.Millisecond), connectHalfLife)
 			h.delays.add(now, o.Connect)

@@ -56,7 +56,7 @@ func (m *member) info(now time.Time, rank int) Info {
 	h := &m.health
 	in := Info{
 		Name: m.name, Source: m.source, Scheme: m.scheme, Address: net.JoinHostPort(m.host, strconv.Itoa(int(m.port))),
-		State: "ok", Error: h.text, Rank: rank, Weight: m.weight, UDP: m.udp, Measured: !h.measured.IsZero(),
+		State: "ok", Error: h.text, Rank: rank, Weight: m.weight, UDP: m.carriesUDP(), Measured: !h.measured.IsZero(),
 		P95: time.Duration(m.hedge.Load()), Success: h.rate(now),
 		Pending: max(m.pending.Load(), 0), Dials: m.begun.Load(), Failures: m.failed.Load(),
 	}

@@ -36,6 +36,7 @@ type member struct {
 	failed  atomic.Uint64
 	probing atomic.Bool
 	hedge   atomic.Int64  // nanoseconds
+	noUDP   atomic.Int64  // unix ns until when UDP is not tried: it was refused
 	ranked  atomic.Uint64 // Float64bits of the score in the snapshot
 
 	mu     sync.Mutex
@@ -54,6 +55,14 @@ func (m *member) admit() bool {
 	return false
 }
 
+// UDPAgain is how long a proxy's refusal of UDP is believed.
+const UDPAgain = 10 * time.Minute
+
+// carries says whether a flow with k may be sent there at all.
+func (m *member) carries(k Key) bool { return !k.UDP || m.carriesUDP() }
+
+func (m *member) carriesUDP() bool { return m.udp && time.Now().UnixNano() >= m.noUDP.Load() }
+
 // mayTry is admit without taking the one try.
 func (m *member) mayTry() bool { g := m.gate.Load(); return g == closed || g == half }
 
@@ -61,6 +70,9 @@ func (m *member) mayTry() bool { g := m.gate.Load(); return g == closed || g == 
 func (m *member) record(now time.Time, o Outcome, rand func() uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if o.Kind == NoUDP {
+		m.noUDP.Store(now.Add(UDPAgain).UnixNano())
+	}
 	was := m.gate.Load()
 	is := m.health.record(now, was, o, rand)
 	if o.Kind == Success && !m.proven.Load() {

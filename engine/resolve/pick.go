@@ -95,7 +95,7 @@ func (r *Resolver) Pick(k Key) (*Endpoint, error) {
 	if s.keyed {
 		ki = r.keys.info(k)
 	}
-	if m := s.first(ki, r.rand); m != nil && (!k.UDP || m.udp) && m.admit() {
+	if m := s.first(ki, r.rand); m != nil && m.carries(k) && m.admit() {
 		if m.static != nil {
 			return m.static, nil
 		}
@@ -111,7 +111,7 @@ func (r *Resolver) pickOther(s *snapshot, k Key, ki *keyInfo) (*Endpoint, error)
 		// All circuits are open. An outage of this machine's own network opens
 		// them all, and its end must not have to wait for a back-off: try one all
 		// the same, unless its provider has said no.
-		m = s.best(r.hash(ki), func(m *member) bool { return (!k.UDP || m.udp) && !m.refuses.Load() })
+		m = s.best(r.hash(ki), func(m *member) bool { return m.carries(k) && !m.refuses.Load() })
 	}
 	if m == nil {
 		return nil, r.unavailable(s, k)
@@ -135,7 +135,7 @@ func (r *Resolver) Next(k Key, tried []*Endpoint) (*Endpoint, error) {
 		return m.identity(ki), nil
 	}
 	for _, e := range tried {
-		if m := e.m; m != nil && m.eachAnother() && (!k.UDP || m.udp) && m.admit() {
+		if m := e.m; m != nil && m.eachAnother() && m.carries(k) && m.admit() {
 			return m.identity(ki), nil
 		}
 	}
@@ -153,7 +153,7 @@ func (r *Resolver) search(s *snapshot, k Key, ki *keyInfo, tried []*Endpoint) *m
 					return false
 				}
 			}
-			return m.mayTry() && (!k.UDP || m.udp)
+			return m.mayTry() && m.carries(k)
 		})
 		if m == nil || m.admit() {
 			return m
@@ -194,7 +194,7 @@ func (r *Resolver) unavailable(s *snapshot, k Key) error {
 	}
 	u := &Unavailable{Name: r.opt.Name}
 	for _, m := range s.members {
-		if k.UDP && !m.udp {
+		if !m.carries(k) {
 			continue
 		}
 		m.mu.Lock()
@@ -206,15 +206,16 @@ func (r *Resolver) unavailable(s *snapshot, k Key) error {
 	return u
 }
 
-// UDP says whether any endpoint carries UDP.
+// UDP says whether any endpoint carries UDP, as far as is known.
 func (r *Resolver) UDP() bool {
-	return slices.ContainsFunc(r.snap.Load().members, func(m *member) bool { return m.udp })
+	return slices.ContainsFunc(r.snap.Load().members, (*member).carriesUDP)
 }
 
 // NetworkChanged lets circuits be tried again that opened because gateways
 // could not be reached: another network may reach them.
 func (r *Resolver) NetworkChanged() {
 	for _, m := range r.snap.Load().members {
+		m.noUDP.Store(0)
 		m.mu.Lock()
 		if m.gate.Load() == open && !m.refuses.Load() {
 			m.health.until, m.health.opens = time.Time{}, 0
@@ -241,7 +242,7 @@ func (r *Resolver) Report(e *Endpoint, o Outcome) {
 	}
 	m.pending.Add(-1)
 	switch o.Kind {
-	case Success, Target, Canceled:
+	case Success, Target, Canceled, NoUDP:
 	default:
 		m.failed.Add(1)
 	}

@@ -427,3 +427,36 @@ func TestUDPOnlyWhereItIsCarried(t *testing.T) {
 		}
 	}
 }
+
+// TestUDPRefusedForAWhile: it costs no other flows, and is tried again later.
+func TestUDPRefusedForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gs := gateways(2)
+		gs[0].UDP, gs[1].UDP = true, true
+		r := newResolver(t, Options{Policy: Failover, Sources: []Source{{Gateways: gs}}})
+		pick := func(when, want string) {
+			t.Helper()
+			e, err := r.Pick(Key{UDP: true})
+			if want == "" && !errors.Is(err, ErrNoUDP) || want != "" && (err != nil || e.Name != want) || r.UDP() != (want != "") {
+				t.Errorf("%s: %v, %v", when, e, err)
+			}
+			if e := mustPick(t, r, Key{}); e.Name != "g0" {
+				t.Errorf("%s: TCP goes to %v", when, e)
+			}
+		}
+		es := endpoints(r)
+		pick("at first", "g0")
+		report(r, es[0], Outcome{Kind: NoUDP})
+		pick("one refuses", "g1")
+		if i := r.List()[0]; i.UDP || i.Failures != 0 || i.State != "ok" {
+			t.Errorf("%+v", i)
+		}
+		report(r, es[1], Outcome{Kind: NoUDP})
+		pick("both refuse", "")
+		time.Sleep(UDPAgain)
+		pick("later", "g0")
+		report(r, es[0], Outcome{Kind: NoUDP})
+		r.NetworkChanged()
+		pick("in another network", "g0")
+	})
+}

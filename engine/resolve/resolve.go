@@ -107,6 +107,7 @@ const (
 	Target                   // the endpoint works; the target does not
 	Slow                     // it had not answered after Connect, when another dial won
 	Canceled                 // the caller gave up: says nothing
+	NoUDP                    // the endpoint works, and refuses UDP: it is not picked for that for UDPAgain
 )
 
 // Outcome is what became of a dial.

@@ -166,7 +166,7 @@ func (ids *identities) failed(e *Endpoint, o Outcome) {
 		return
 	}
 	switch {
-	case o.Kind == Success || o.Kind == Target:
+	case o.Kind == Success, o.Kind == Target, o.Kind == NoUDP:
 		if e.strikes.Load() != 0 {
 			e.strikes.Store(0)
 		}

@@ -246,6 +246,32 @@ func TestPacketsDeadProxy(t *testing.T) {
 	}
 }
 
+// TestPacketsRefusedUDP: a proxy that says that it takes no UDP is asked once.
+func TestPacketsRefusedUDP(t *testing.T) {
+	var asked atomic.Int32
+	proxy := serve(t, func(c *net.TCPConn) {
+		b := make([]byte, 64)
+		c.Read(b)
+		c.Write([]byte{5, 0})
+		if n, _ := c.Read(b); n > 1 && b[1] == 3 {
+			asked.Add(1)
+			c.Write([]byte{5, 7, 0, 1, 0, 0, 0, 0, 0, 0})
+		}
+	})
+	u := newUpstream(t, "socks5://"+proxy.String(), upstream.Options{})
+	h := handler(t, func(o *Options) { o.Current = func() *upstream.Upstream { return u } })
+	for i := range 3 {
+		a := newAppSocket()
+		to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(443+i))
+		carryPackets(t, h, udpFlow(to), a)
+		a.expectRefused(t, "x", to)
+		a.expectRefused(t, "x", to)
+	}
+	if c := h.Counters(); asked.Load() != 1 || c.Refused != 1 || c.Blocked != 2 || c.UDPBlocked != 6 {
+		t.Errorf("asked %d times, %+v", asked.Load(), c)
+	}
+}
+
 // TestPacketsAfterHold: a socket that was refused while traffic was held, or
 // before a fake address had a name, is carried afterwards.
 func TestPacketsAfterHold(t *testing.T) {

@@ -146,9 +146,12 @@ func (g *group) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn,
 		var fe *Error
 		if errors.As(err, &fe) && ctx.Err() == nil {
 			o = resolve.Outcome{Kind: outcomeOf(fe.Kind), Text: fe.Error()}
+			if refusesUDP(err) {
+				o.Kind = resolve.NoUDP
+			}
 		}
 		g.report(at, o)
-		if ctx.Err() != nil || fe == nil || !fe.FromUpstream() || len(tried) >= groupTries {
+		if ctx.Err() != nil || fe == nil || !fe.FromUpstream() && o.Kind != resolve.NoUDP || len(tried) >= groupTries {
 			return nil, err
 		}
 		if e, _ = g.r.Next(key, tried); e == nil {
@@ -216,6 +219,8 @@ func groupFault(err error) *Error {
 		return fault(Auth, err, hintAuth)
 	case errors.As(err, &un):
 		return fault(Refused, err, "")
+	case errors.Is(err, resolve.ErrNoUDP):
+		return targetFault(flow.Forbidden, err)
 	}
 	return fault(Unreachable, err, "no list has been read yet, or it is empty")
 }

@@ -54,6 +54,14 @@ func (d *socks5) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn
 	return a, nil
 }
 
+// refusesUDP says that err, of an association, is a proxy's word that it gives
+// none: replies 2 (not allowed) and 7 (command not supported). The request names
+// no target that could be meant instead.
+func refusesUDP(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Kind == Target && (e.Status == 2 || e.Status == 7)
+}
+
 // relayAddr is where datagrams go: what the proxy said, with its own address
 // in place of one that leads nowhere from here.
 func (d *socks5) relayAddr(ctx context.Context, control *net.TCPConn, bound flow.Target) (netip.AddrPort, error) {

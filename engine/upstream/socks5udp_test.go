@@ -1,8 +1,12 @@
 package upstream
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
+	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // TestReachable: a relay address that means the proxy's own network is no way
@@ -28,5 +32,53 @@ func TestReachable(t *testing.T) {
 	}
 	if got := reachable(netip.Addr{}, netip.MustParseAddr("203.0.113.1")); got.String() != "203.0.113.1" {
 		t.Errorf("nothing named: %s", got)
+	}
+}
+
+// TestUDPRefused: a proxy that has refused UDP is not asked again for a while,
+// and counts as one that carries none.
+func TestUDPRefused(t *testing.T) {
+	for reply, want := range map[byte]bool{2: false, 7: false, 1: true} {
+		p := &socksProxy{noUDP: reply}
+		u := open(t, "socks5://"+serve(t, p.handle).String(), nil, Options{})
+		dial := func() error {
+			_, err := u.Packets().DialPackets(within(t, 5*time.Second), flow.Target{})
+			return err
+		}
+		var e *Error
+		if err := dial(); !errors.As(err, &e) || e.FromUpstream() || u.Stats().Failures != 0 {
+			t.Errorf("reply %d: %v, %+v", reply, err, u.Stats())
+		}
+		if got := u.Packets() != nil; got != want {
+			t.Errorf("after reply %d: UDP %v", reply, got)
+		}
+		for _, forget := range []func(){u.Flush, u.Rest} {
+			forget()
+			if err := dial(); err == nil {
+				t.Errorf("reply %d: no error", reply)
+			}
+		}
+		if n := p.refused.Load(); n != 3 {
+			t.Errorf("reply %d: asked %d times", reply, n)
+		}
+	}
+}
+
+// TestGroupUDPRefused: another member carries what one refuses to.
+func TestGroupUDPRefused(t *testing.T) {
+	server := udpEcho(t)
+	first, second := &socksProxy{noUDP: 7}, &socksProxy{}
+	a, b := gateAt(serve(t, first.handle), "socks5", ""), gateAt(serve(t, second.handle), "socks5", "")
+	a.Name, b.Name, a.UDP, b.UDP = "a", "b", true, true
+	u, r := groupOf(t, a, b)
+	for range 3 {
+		c, err := u.Packets().DialPackets(within(t, 5*time.Second), flow.TargetOf(server))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	if n, i := first.refused.Load(), info(t, r, "a"); n != 1 || i.UDP || i.Failures != 0 {
+		t.Errorf("asked %d times: %+v", n, i)
 	}
 }

@@ -121,6 +121,8 @@ func httpProxy(auth string) func(net.Conn) {
 type socksProxy struct {
 	user, pass string
 	zeroRelay  bool         // say 0.0.0.0 as relay address
+	noUDP      byte         // reply to ASSOCIATE, 0: there are associations
+	refused    atomic.Int32 // associations
 	relays     atomic.Int32 // live associations
 	spoof      func(relay *net.UDPConn, client netip.AddrPort)
 }
@@ -171,7 +173,12 @@ func (p *socksProxy) handle(c *net.TCPConn) {
 	}
 	io.ReadFull(c, b[:2])
 	port := int(binary.BigEndian.Uint16(b))
-	if command == 3 {
+	switch {
+	case command == 3 && p.noUDP != 0:
+		p.refused.Add(1)
+		c.Write([]byte{5, p.noUDP, 0, 1, 0, 0, 0, 0, 0, 0})
+		return
+	case command == 3:
 		p.associate(c)
 		return
 	}

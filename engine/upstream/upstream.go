@@ -31,6 +31,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -95,6 +96,7 @@ type Upstream struct {
 	spec    Spec
 	streams protocol
 	packets PacketDialer // nil if it carries no UDP
+	noUDP   atomic.Int64 // unix ns until when UDP is not tried: the proxy has refused it
 	stats   counters
 	prover  *prover // of early data; nil if there is none
 	group   *group  // nil if it is one proxy
@@ -150,10 +152,16 @@ func (u *Upstream) Stats() Stats {
 
 // Flush drops every connection that is kept for flows to come, as when the
 // network has changed under them. Flows that are open go on.
-func (u *Upstream) Flush() { u.streams.flush(true) }
+func (u *Upstream) Flush() {
+	u.noUDP.Store(0)
+	u.streams.flush(true)
+}
 
 // Rest is Flush without making anything ahead again before the next flow.
-func (u *Upstream) Rest() { u.streams.flush(false) }
+func (u *Upstream) Rest() {
+	u.noUDP.Store(0)
+	u.streams.flush(false)
+}
 
 // Close ends sessions that streams share, and with them their streams.
 // Connections of their own are the caller's. It is idempotent.
@@ -209,9 +217,11 @@ func (u *Upstream) dial(ctx context.Context, a ask) (flow.StreamConn, error) {
 	return c, err
 }
 
-// Packets is nil if this upstream cannot carry UDP at all.
+// Packets is nil if this upstream cannot carry UDP at all, or has refused to less
+// than resolve.UDPAgain ago. Flush and Rest forget such a refusal.
 func (u *Upstream) Packets() PacketDialer {
-	if u.group != nil && !u.group.r.UDP() {
+	switch {
+	case u.group != nil && !u.group.r.UDP(), time.Now().UnixNano() < u.noUDP.Load():
 		return nil
 	}
 	return u.packets
@@ -228,6 +238,9 @@ func (p packets) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn
 	defer cancel()
 	c, err := p.d.DialPackets(bounded, t)
 	if err != nil {
+		if p.u.group == nil && refusesUDP(err) { // a group's members are remembered by its resolver
+			p.u.noUDP.Store(time.Now().Add(resolve.UDPAgain).UnixNano())
+		}
 		return nil, p.u.wrap(ctx, err)
 	}
 	p.u.stats.alive()
