@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -81,6 +82,9 @@ func (us *upstreams) balance(name string, policy resolve.Policy, members []resol
 	if b.up, err = upstream.NewGroup(name, b.resolver, us.pooled(pool)); err != nil {
 		return err
 	}
+	if !slices.ContainsFunc(members, func(s resolve.Source) bool { return s.List != nil }) {
+		b.gateway()
+	}
 	us.balanced = append(us.balanced, b)
 	us.add(b.up)
 	return nil
@@ -130,6 +134,22 @@ type balanced struct {
 	name     string
 	resolver *resolve.Resolver
 	up       *upstream.Upstream
+	// Where all its endpoints are; "" if they are at several gateways, or may
+	// come to be, as those of a list.
+	scheme, address string
+}
+
+// gateway notes where all endpoints are, if that is one place.
+func (b *balanced) gateway() {
+	all := b.resolver.List()
+	for _, i := range all {
+		if i.Scheme != all[0].Scheme || i.Address != all[0].Address {
+			return
+		}
+	}
+	if len(all) > 0 {
+		b.scheme, b.address = all[0].Scheme, all[0].Address
+	}
 }
 
 // fetchTimeout bounds one reading of a list.

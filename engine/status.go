@@ -56,7 +56,7 @@ func (e *Engine) Status() api.Status {
 		Schema:   api.Schema,
 		State:    s.state,
 		Since:    s.since,
-		Upstream: describe(e.ups.current()),
+		Upstream: e.ups.describe(e.ups.current()),
 		Latency:  latency(l),
 		Flows: api.Flows{Open: c.Open, Total: c.Total, Refused: c.Refused, Blocked: c.Blocked,
 			Carried: c.Carried, Reused: c.Reused, Warm: c.Warm, Early: c.Early},

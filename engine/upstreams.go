@@ -227,7 +227,7 @@ func (us *upstreams) snapshot() api.Upstreams {
 		all = append(all, us.extra)
 	}
 	for _, u := range all {
-		a := describe(u)
+		a := us.describe(u)
 		if b := us.balancedOf(a.Name); b != nil && b.up == u {
 			a.Endpoints = b.endpoints()
 		}
@@ -238,13 +238,16 @@ func (us *upstreams) snapshot() api.Upstreams {
 }
 
 // describe is what the outside may see of u.
-func describe(u *upstream.Upstream) api.Upstream {
+func (us *upstreams) describe(u *upstream.Upstream) api.Upstream {
 	spec, st := u.Spec(), u.Stats()
 	a := api.Upstream{
 		Name: spec.Name, Scheme: spec.Scheme, UDP: u.Packets() != nil,
 		RTTms:   float64(st.RTT) / float64(time.Millisecond),
 		Address: spec.Addr(), Failures: st.Failures, Flows: st.Flows,
 		Warm: st.Warm, WarmHits: st.WarmHits, EarlyHits: st.EarlyHits, Sessions: st.Sessions,
+	}
+	if b := us.balancedOf(spec.Name); b != nil && b.up == u && b.scheme != "" {
+		a.Scheme, a.Address = b.scheme, b.address
 	}
 	if spec.Scheme != "direct" {
 		a.EarlyData, a.Early = u.Early() == upstream.EarlyCarries, u.Early().String()

@@ -54,10 +54,10 @@ type Status struct {
 // Upstream is one upstream proxy, as the outside may see it: no credentials.
 type Upstream struct {
 	Name      string  `json:"name"`
-	Scheme    string  `json:"scheme"` // direct, http, https, socks5, group
-	Address   string  `json:"address,omitempty"`
-	RTTms     float64 `json:"rtt_ms"`     // of the last connection set up to it; 0 if unknown
-	EarlyData bool    `json:"early_data"` // the app's first bytes leave before the proxy has answered
+	Scheme    string  `json:"scheme"`            // direct, http, https, socks5; group if it has endpoints that are not all at one address
+	Address   string  `json:"address,omitempty"` // "" of direct and group
+	RTTms     float64 `json:"rtt_ms"`            // of the last connection set up to it; 0 if unknown
+	EarlyData bool    `json:"early_data"`        // the app's first bytes leave before the proxy has answered
 	// Early is what is known about early data: "unknown" (no flow has tried it
 	// yet), "carries", "refuses"; "" where it does not apply (direct).
 	Early     string `json:"early,omitempty"`
