@@ -1,9 +1,6 @@
 package cli
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -123,11 +120,7 @@ func (a *app) configSet() *cobra.Command {
 	}
 	path := fileFlag(cmd)
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		err := config.Set(*path, args[0], args[1])
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w; make the directory first", err)
-		}
-		if err != nil {
+		if err := config.Set(*path, args[0], args[1]); err != nil {
 			return err
 		}
 		a.out.line("%s is written; a running service takes it up when it starts again", *path)

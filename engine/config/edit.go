@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -11,7 +12,7 @@ import (
 )
 
 // Set writes one value into the file at path, which is created if missing
-// (mode 0600). Comments, order and the file's mode stay; the result is checked
+// (mode 0600), and so is its directory (0755). Comments, order and the file's mode stay; the result is checked
 // whole before anything is written. key is "section.key",
 // "upstream.NAME.key" or "provider.NAME.key"; value is plain: 1400, true, fake-ip, or for a list
 // words separated by commas.
@@ -51,6 +52,12 @@ func Set(path, key, value string) error {
 	for _, s := range c.secrets() {
 		if s.secret.Inline() && mode&0o077 != 0 {
 			return src.fail(s.path, "chmod 600 "+path, "nothing was changed: a password would stand in a file that others may read")
+		}
+	}
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return fmt.Errorf("make the configuration's directory: %w", err)
 		}
 	}
 	return WriteFileAtomic(path, edited, mode)

@@ -179,7 +179,14 @@ func TestSetKeepsCommentsAndMode(t *testing.T) {
 }
 
 func TestSetAddsKeySectionFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "new.toml")
+	dir := filepath.Join(t.TempDir(), "atlantic")
+	path := filepath.Join(dir, "new.toml")
+	if err := Set(path, "tun.mtu", "5"); err == nil {
+		t.Error("a wrong value was taken")
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("a wrong value made the directory")
+	}
 	for _, kv := range [][2]string{{"tun.mtu", "1400"}, {"tun.enabled", "false"}, {"listen.proxy", "127.0.0.1:1080"}} {
 		if err := Set(path, kv[0], kv[1]); err != nil {
 			t.Fatal(err)
@@ -190,6 +197,9 @@ func TestSetAddsKeySectionFile(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
+		t.Error(info.Mode())
+	}
+	if info, _ := os.Stat(dir); info.Mode().Perm()&0o022 != 0 {
 		t.Error(info.Mode())
 	}
 }
