@@ -67,6 +67,7 @@ type Engine struct {
 	m      machine
 	intent intent
 	cause  *api.Error
+	former *string   // the choice before the one that came with the try under way; nil if none did
 	pipe   *pipeline // nil while nothing runs
 	job    *job      // the start or stop in progress, nil if none
 	probe  *job      // the look at the upstream in progress, nil if none

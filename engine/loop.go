@@ -98,8 +98,12 @@ func (e *Engine) apply(in input) {
 		e.held.Store(false)
 		e.ups.poke()
 	}
-	if do.forget {
+	switch {
+	case do.forget:
 		e.intent.On = false
+		e.takeBack()
+	case in == inStarted, in == inDown:
+		e.former = nil
 	}
 	if do.save {
 		e.intent.On = m.want && !do.forget

@@ -20,7 +20,8 @@ type upstreamSwitch struct {
 // SetPrefs changes what the user wants. It returns once the change has been
 // accepted: an unknown upstream, and one that does not answer while traffic
 // depends on it, are refused and nothing changes; coming up or going down takes
-// place afterwards and is told by Watch.
+// place afterwards and is told by Watch. A choice that comes with a first try
+// lasts only if that succeeds.
 func (e *Engine) SetPrefs(ctx context.Context, p api.Prefs) (api.Status, error) {
 	reply := make(chan error, 1)
 	select {
@@ -66,7 +67,15 @@ func (e *Engine) setPrefs(m message) {
 			})
 			return
 		}
+		former := e.former
+		if former == nil {
+			was := e.intent.Upstream
+			former = &was
+		}
 		e.choose(u, *p.Upstream)
+		if p.On != nil && *p.On && !staysUp {
+			e.former = former
+		}
 	}
 	e.setOn(p.On)
 	e.publish() // the caller reads the new status as soon as it is answered
@@ -78,6 +87,7 @@ func (e *Engine) setPrefs(m message) {
 // still being found out, does not count any more.
 func (e *Engine) choose(u *upstream.Upstream, choice string) {
 	former := e.ups.current()
+	e.former = nil
 	e.ups.use(u, choice)
 	if u != former {
 		e.reconnect()
@@ -94,6 +104,21 @@ func (e *Engine) choose(u *upstream.Upstream, choice string) {
 	if err := saveIntent(e.opt.StateDir, e.intent); err != nil {
 		e.log.Error("keep the choice of upstream", "err", err)
 	}
+}
+
+// takeBack undoes the choice that came with a first try, which has failed:
+// wrong input changes nothing. The caller keeps the intent.
+func (e *Engine) takeBack() {
+	if e.former == nil {
+		return
+	}
+	u, err := e.ups.find(*e.former)
+	if err != nil {
+		e.log.Error("go back to the former upstream", "err", err)
+		return
+	}
+	e.ups.use(u, *e.former)
+	e.intent.Upstream, e.former = *e.former, nil
 }
 
 // reconnect keeps connections that are open from serving what is asked from now
