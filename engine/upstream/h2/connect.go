@@ -109,13 +109,16 @@ func (st *Stream) Accept(ctx context.Context) (Response, error) {
 // other stream in it, where RST_STREAM crosses an answer that it is about to
 // send (Apache 2.4.71 does: "not sent FRAME[HEADERS]", GOAWAY).
 func (st *Stream) Abandon() {
-	st.s.mu.Lock()
-	defer st.s.mu.Unlock()
-	if st.id == 0 || st.answered {
+	s := st.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.id == 0 || st.answered || st.err != nil {
 		st.resetLocked(http2.ErrCodeCancel, context.Canceled)
 		return
 	}
 	st.abandoned = true
+	s.extra -= st.window - baseWindow // nothing will be kept of what arrives
+	st.window = baseWindow
 	time.AfterFunc(abandonedTime, func() { st.reset(http2.ErrCodeCancel, context.Canceled) })
 }
 

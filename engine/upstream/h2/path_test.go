@@ -21,6 +21,7 @@ type quietPeer struct {
 	wg   sync.WaitGroup
 	mu   sync.Mutex
 	dead bool          // guarded by mu; it reads but never says a word
+	mute bool          // guarded by mu; it answers PINGs alone
 	slow time.Duration // guarded by mu; before it answers a PING
 	asks []time.Time   // guarded by mu; when PINGs came
 }
@@ -55,7 +56,7 @@ func (q *quietPeer) run() {
 		if isPing {
 			q.asks = append(q.asks, time.Now())
 		}
-		dead, slow := q.dead, q.slow
+		dead, mute, slow := q.dead, q.mute, q.slow
 		q.mu.Unlock()
 		if dead {
 			continue
@@ -70,7 +71,7 @@ func (q *quietPeer) run() {
 				q.fr.WritePing(true, data)
 			})
 		}
-		if h, ok := f.(*http2.MetaHeadersFrame); ok {
+		if h, ok := f.(*http2.MetaHeadersFrame); ok && !mute {
 			q.mu.Lock()
 			p.answer(h.StreamID, "200", false)
 			q.mu.Unlock()
@@ -169,6 +170,53 @@ func TestPingsWhenIdle(t *testing.T) {
 			t.Errorf("%d PINGs in an hour of an idle stream", n)
 		}
 	})
+}
+
+// TestAbandonedForGood: a request that nobody waits for and that is never
+// answered holds its place, and a retired session, for so long and no longer; it
+// holds nothing of what other streams' windows are made of.
+func TestAbandonedForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, q := bubble(t)
+		q.mu.Lock()
+		q.mute = true
+		q.mu.Unlock()
+		s.Reserve()
+		st, err := s.Open("x.example:1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // it has left
+		st.Abandon()
+		s.mu.Lock()
+		extra := s.extra
+		s.mu.Unlock()
+		if l := s.Load(); l.Streams != 1 || extra != 0 {
+			t.Errorf("%+v, %d bytes of windows", l, extra)
+		}
+		s.Retire()
+		begin := time.Now()
+		<-s.Done()
+		if took := time.Since(begin); took != abandonedTime {
+			t.Errorf("the session ended after %v", took)
+		}
+	})
+}
+
+// TestAbandonedWithItsSession: nothing is left to wait for.
+func TestAbandonedWithItsSession(t *testing.T) {
+	s, p := session(t)
+	s.Reserve()
+	st, err := s.Open("x.example:1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next[*http2.MetaHeadersFrame](p)
+	p.c.Close()
+	<-s.Done()
+	if st.Abandon(); st.abandoned { // nobody else has it now
+		t.Error("a timer for the answer of a session that has ended")
+	}
 }
 
 func TestRetire(t *testing.T) {
