@@ -48,8 +48,8 @@ func (a *app) status() *cobra.Command {
 }
 
 // watchStatus shows every status until the user has had enough. On a terminal
-// it stays in place; elsewhere each change of state is one line. It comes back
-// when the service does.
+// it stays in place; elsewhere each change of state is one line. It waits for a
+// service that goes away to come back.
 func (a *app) watchStatus(ctx context.Context, asJSON bool) error {
 	screen := liveScreen{p: a.out}
 	last := ""
@@ -68,16 +68,20 @@ func (a *app) watchStatus(ctx context.Context, asJSON bool) error {
 		}
 		return nil
 	}
-	seen := false
+	seen, gone := false, false
 	for {
-		err := a.client().Watch(ctx, func(ev api.Event) error { seen = true; return show(ev) })
+		err := a.client().Watch(ctx, func(ev api.Event) error { seen, gone = true, false; return show(ev) })
 		switch {
 		case ctx.Err() != nil:
 			return nil // the user's Ctrl-C is how this ends
 		case seen && (errors.Is(err, io.EOF) || errors.Is(err, client.ErrAbsent)):
-			if a.out.tty && !asJSON {
+			switch {
+			case a.out.tty && !asJSON:
 				screen.show([]styled{a.out.text("%s the service is not running", a.out.red("×"))})
+			case !gone:
+				a.err.line("the service is not running; waiting for it to come back")
 			}
+			gone, last = true, ""
 		default:
 			return err
 		}
