@@ -42,8 +42,9 @@ func (a *app) configCheck() *cobra.Command {
 	}
 	path := fileFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 1 && !cmd.Flags().Changed("file") {
-			*path = args[0]
+		named := cmd.Flags().Changed("file")
+		if len(args) == 1 && !named {
+			*path, named = args[0], true
 		} else if len(args) > 0 {
 			return &usageError{"config check takes one file"}
 		}
@@ -51,7 +52,10 @@ func (a *app) configCheck() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if c.Path == "" {
+		switch {
+		case c.Path == "" && named:
+			return &failure{exitError, *path + " does not exist", "without a file the defaults are in force (upstream direct)"}
+		case c.Path == "":
 			a.out.line("%s does not exist: the defaults are in force (upstream direct)", *path)
 			return nil
 		}

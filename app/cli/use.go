@@ -13,6 +13,9 @@ func (a *app) use() *cobra.Command {
 		Short: "Choose the upstream; on or off stays as it is",
 		Args:  takes("the name of an upstream"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return takes("the name of an upstream")(cmd, nil)
+			}
 			st, err := a.client().SetPrefs(cmd.Context(), api.Prefs{Upstream: &args[0]})
 			if err != nil {
 				return err

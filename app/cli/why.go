@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"net"
+	"net/url"
+
 	"github.com/spf13/cobra"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
@@ -9,11 +12,14 @@ import (
 func (a *app) why() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "why HOST[:PORT]",
+		Use:   "why HOST[:PORT]|URL",
 		Short: "Tell which way traffic to a host would take, and which rule says so",
 		Args:  takes("a host"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			w, err := a.client().Why(cmd.Context(), args[0])
+			if args[0] == "" {
+				return takes("a host")(cmd, nil)
+			}
+			w, err := a.client().Why(cmd.Context(), hostOf(args[0]))
 			if err != nil {
 				return err
 			}
@@ -31,6 +37,18 @@ func (a *app) why() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return cmd
+}
+
+// hostOf takes the host and port out of a URL; anything else stays as it is.
+func hostOf(s string) string {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Host == "":
+		return s
+	case u.Scheme == "http" && u.Port() == "":
+		return net.JoinHostPort(u.Hostname(), "80") // without a port the service takes 443
+	}
+	return u.Host
 }
 
 func (a *app) whyHeadline(w api.Why) styled {
