@@ -6,6 +6,7 @@ import (
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/route"
+	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
@@ -13,6 +14,7 @@ import (
 // traffic are read when a status is asked for.
 type snapshot struct {
 	state    api.State
+	up       *upstream.Upstream // in use
 	since    time.Time
 	cause    *api.Error
 	tun      api.TUN
@@ -24,7 +26,7 @@ type snapshot struct {
 
 // publish makes Run's state visible, and tells the watchers if it has changed.
 func (e *Engine) publish() {
-	s := &snapshot{state: e.m.state, since: time.Now().UTC(), cause: e.cause}
+	s := &snapshot{state: e.m.state, up: e.ups.current(), since: time.Now().UTC(), cause: e.cause}
 	if p := e.pipe; p != nil {
 		if p.dev != nil {
 			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), Carrier: p.carrier(), MTU: p.mtu, IPv6: p.ipv6}
@@ -42,7 +44,7 @@ func (e *Engine) publish() {
 		s.since = old.since
 	}
 	e.snap.Store(s)
-	if old == nil || old.state != s.state || causeText(old.cause) != causeText(s.cause) || old.tun != s.tun {
+	if old == nil || old.state != s.state || old.up != s.up || causeText(old.cause) != causeText(s.cause) || old.tun != s.tun {
 		e.watch.send(e.statusEvent())
 	}
 }

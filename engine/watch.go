@@ -69,9 +69,9 @@ func (w *watchers) close() {
 	}
 }
 
-// Watch returns every change of state, and fresh figures about once a second.
-// The channel is closed when ctx ends, when the engine
-// ends, and when the reader lags; it must be read until then.
+// Watch returns every change of state and of the upstream in use, and fresh
+// figures about once a second. The channel is closed when ctx ends, when the
+// engine ends, and when the reader lags; it must be read until then.
 func (e *Engine) Watch(ctx context.Context) <-chan api.Event {
 	out := make(chan api.Event)
 	in := e.watch.add()

@@ -76,3 +76,26 @@ func join(s []api.State) string {
 	}
 	return strings.Join(b, " ")
 }
+
+// A switch is told when it takes place, not with the next figures.
+func TestWatchTellsTheSwitch(t *testing.T) {
+	one, two := newFakeProxy(t, "127.0.0.1:0", replyOK), newFakeProxy(t, "127.0.0.1:0", replyOK)
+	b := newBench(t, testConfig(one.url()))
+	b.prefs(t, api.Prefs{On: ptr(true)})
+	b.waitFor(t, api.On)
+	b.prefs(t, api.Prefs{}) // On has been told by then
+	events := b.watch.add() // without the ticks of Watch
+	for _, choice := range []string{two.url(), "direct", "auto"} {
+		if err := b.prefs(t, api.Prefs{Upstream: &choice}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case ev := <-events:
+			if ev.Status.Upstream.Name != b.ups.current().Spec().Name {
+				t.Errorf("%s: told of %s", choice, ev.Status.Upstream.Name)
+			}
+		default:
+			t.Errorf("%s: not told", choice)
+		}
+	}
+}
