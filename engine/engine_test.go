@@ -448,3 +448,19 @@ func TestWhy(t *testing.T) {
 		}
 	}
 }
+
+// While a kept intent is still being carried out, Why says what holds traffic.
+func TestWhyWhileConnecting(t *testing.T) {
+	p := newFakeProxy(t, "127.0.0.1:0", replyOK)
+	p.silence()
+	b := kept(t, testConfig(p.url()), intent{On: true, Proven: true})
+	until(t, "traffic is held", b.held.Load)
+	if w, err := b.Why("example.com"); err != nil || !strings.HasSuffix(w.Rule, "held now: the service is still connecting") {
+		t.Errorf("%+v, %v", w, err)
+	}
+	p.speak(replyOK)
+	b.waitFor(t, api.On)
+	if w, err := b.Why("example.com"); err != nil || w.Rule != "default" {
+		t.Errorf("%+v, %v", w, err)
+	}
+}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,9 +47,17 @@ func (e *Engine) Why(host string) (api.Why, error) {
 	w.Upstream = u.Spec().Name
 	w.UDP = e.udpPath(u)
 	if e.held.Load() {
-		w.Rule += "; but all traffic is held now: " + causeText(e.snap.Load().cause)
+		w.Rule += "; but all traffic is held now: " + heldBy(e.snap.Load())
 	}
 	return w, nil
+}
+
+// heldBy says why traffic is held.
+func heldBy(s *snapshot) string {
+	if s.state == api.Stopping {
+		return "the service is stopping"
+	}
+	return cmp.Or(causeText(s.cause), "the service is still connecting")
 }
 
 // isLocal tells whether a flow stays on this machine or in its network: the
