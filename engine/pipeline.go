@@ -90,6 +90,10 @@ func (e *Engine) openPipeline(ctx context.Context) (_ *pipeline, err error) {
 	}
 	p.goRun(e, run, "dns", e.dns.Run)
 	if e.opt.NoTUN || !cfg.TUN.Enabled {
+		if p.local == nil {
+			p.warning = "nothing is carried: there is neither a TUN nor a local proxy; set [listen] proxy, or run with a TUN"
+			e.log.Warn(p.warning)
+		}
 		return p, nil
 	}
 	if err = e.openTUN(ctx, run, p); err != nil {
