@@ -4,7 +4,7 @@
 //	atlantic up ──► cobra ──► verb ──► client ──► the service
 //	                            │
 //	                            ├ stdout: what is now true (text, or --json)
-//	                            └ stderr: what went wrong, and what to do
+//	                            └ stderr: what went wrong, and what to do (with --json on stdout too)
 //
 // Scripts may rely on the exit codes and on --json, whose documents carry
 // "schema": 1; the text for people may change.
@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -70,7 +71,7 @@ func Main(args []string, o Options) int {
 	a := &app{opt: o, out: newPrinter(o.Stdout), err: newPrinter(o.Stderr)}
 	root := a.root()
 	root.SetArgs(args)
-	return a.report(root.ExecuteContext(ctx))
+	return a.report(root.ExecuteContext(ctx), slices.Contains(args, "--json"))
 }
 
 // app is one run of the program.

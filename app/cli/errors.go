@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,9 +32,24 @@ type failure struct {
 
 func (e *failure) Error() string { return e.msg }
 
+// notOn is an `up` that did not get there, and what is true now.
+type notOn struct {
+	failure
+	status api.Status
+}
+
+func (e *notOn) Unwrap() error { return &e.failure }
+
+// failed is what a verb with --json prints, in one line, if it fails.
+type failed struct {
+	Schema      int       `json:"schema"`
+	*api.Status           // nil unless `up` did not get there
+	Problem     api.Error `json:"error"`
+}
+
 // report tells the user what went wrong and, on a line of its own, what to do;
-// it returns the exit code.
-func (a *app) report(err error) int {
+// with --json it tells programs too. It returns the exit code.
+func (a *app) report(err error, asJSON bool) int {
 	if err == nil {
 		return exitOK
 	}
@@ -42,6 +58,9 @@ func (a *app) report(err error) int {
 		return silent.code
 	}
 	f := explain(err)
+	if asJSON {
+		_ = json.NewEncoder(a.out.w).Encode(problem(err, f)) // it is said on stderr anyway
+	}
 	first, rest, more := strings.Cut(f.msg, "\n")
 	a.err.line("%s %s", a.err.red("error:"), first)
 	if more {
@@ -51,6 +70,33 @@ func (a *app) report(err error) int {
 		a.err.line("%s  %s", a.err.bold("hint:"), f.hint)
 	}
 	return f.code
+}
+
+// problem is a failure for programs.
+func problem(err error, f failure) failed {
+	out := failed{Schema: api.Schema, Problem: api.Error{Code: api.ErrInternal, Message: f.msg, Hint: f.hint}}
+	switch f.code {
+	case exitUsage:
+		out.Problem.Code = api.ErrBadRequest
+	case exitNotConnected:
+		out.Problem.Code = api.ErrNotConnected
+	case exitPermission:
+		out.Problem.Code = api.ErrPermission
+	case exitAbsent:
+		out.Problem.Code = api.ErrNoService
+	}
+	var refused *api.Error
+	var not *notOn
+	switch {
+	case errors.As(err, &refused):
+		out.Problem.Code = refused.Code
+	case errors.As(err, &not):
+		out.Status = &not.status
+		if not.status.Code != "" {
+			out.Problem.Code = not.status.Code
+		}
+	}
+	return out
 }
 
 // explain says what an error means to a user.

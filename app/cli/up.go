@@ -58,7 +58,7 @@ on standard input, or set ` + upstreamVar + `.`,
 	}
 	cmd.Flags().StringVarP(&choice, "upstream", "u", "", "name, \"auto\", URL, or - for standard input")
 	cmd.Flags().BoolVar(&wait, "wait", true, "wait until it is on or has failed")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the status as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the status as JSON, also if it fails")
 	return cmd
 }
 
@@ -126,7 +126,7 @@ func untilOn(now func() time.Time) verdict {
 func untilOff(st api.Status) (bool, error) { return st.State == api.Off, nil }
 
 func notConnected(st api.Status, now string) error {
-	f := &failure{code: exitNotConnected, msg: "not connected: " + now, hint: st.Hint}
+	f := &notOn{failure{code: exitNotConnected, msg: "not connected: " + now, hint: st.Hint}, st}
 	if st.Cause != "" {
 		f.msg = "not connected: " + st.Cause + "; " + now
 	}

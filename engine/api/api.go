@@ -259,6 +259,10 @@ const (
 	ErrProtocol     ErrorCode = "upstream_protocol" // it answered something that is not a proxy's answer
 	ErrTargetFailed ErrorCode = "target_failed"     // the proxy works; the target does not
 	ErrState        ErrorCode = "state"             // intent or journal could not be read
+
+	// Said by the CLI, not by the service.
+	ErrNoService    ErrorCode = "no_service" // nothing answers on the socket, or it is not installed
+	ErrNotConnected ErrorCode = "not_connected"
 )
 
 // Error is what a failed call answers, and what a user is shown: what went
