@@ -51,9 +51,9 @@ const serviceAnswers = 5 * time.Second // for a service that was started to answ
 func (a *app) service() *cobra.Command {
 	return group("service", "Install, remove, start and stop the background service",
 		a.serviceVerb("install", "Make the service start with this computer, and start it", a.install),
-		a.serviceVerb("uninstall", "Stop the service and remove it", a.uninstall),
-		a.serviceVerb("start", "Start the service", a.start),
-		a.serviceVerb("stop", "Stop the service; the network is restored", a.stop),
+		a.serviceVerb("uninstall", "Stop the service and remove it", installed(a.uninstall)),
+		a.serviceVerb("start", "Start the service", installed(a.start)),
+		a.serviceVerb("stop", "Stop the service; the network is restored", installed(a.stop)),
 		a.serviceStatus())
 }
 
@@ -69,6 +69,19 @@ func (a *app) serviceVerb(use, short string, run func(context.Context, service.S
 			}
 			return run(cmd.Context(), s)
 		}}
+}
+
+// installHint is for who has no service yet.
+const installHint = "install it: sudo atlantic service install   (or, just once: sudo atlanticd run)"
+
+// installed refuses what needs an installed service where there is none.
+func installed(run func(context.Context, service.Service) error) func(context.Context, service.Service) error {
+	return func(ctx context.Context, s service.Service) error {
+		if _, err := s.Status(); errors.Is(err, service.ErrNotInstalled) {
+			return &failure{exitAbsent, "the service is not installed", installHint}
+		}
+		return run(ctx, s)
+	}
 }
 
 // daemonPath is the atlanticd beside this program.
@@ -112,9 +125,10 @@ func systemService() (service.Service, error) {
 		Arguments:   []string{"run"},
 		Option:      service.KeyValue{"SystemdScript": systemdUnit, "RunAtLoad": true, "OnFailure": "restart"},
 	})
-	if err != nil {
-		return nil, &failure{exitError, "this system has no service manager that is known: " + err.Error(),
-			"run it in the foreground: sudo atlanticd run"}
+	// System V is what the library takes a Linux without any manager for; it
+	// would not start a service again that crashed.
+	if err != nil || s.Platform() == "unix-systemv" {
+		return nil, &failure{exitAbsent, "this system has no service manager that is known", "run it in the foreground: sudo atlanticd run"}
 	}
 	return s, nil
 }
@@ -161,11 +175,7 @@ func (a *app) uninstall(_ context.Context, s service.Service) error {
 	if _, err := os.Stat(packagedUnit); err == nil {
 		return &failure{exitError, "the service came with a package", "remove the package: sudo apt remove atlantic, or sudo rpm -e atlantic"}
 	}
-	st, err := s.Status()
-	if errors.Is(err, service.ErrNotInstalled) {
-		return &failure{exitAbsent, "the service is not installed", ""}
-	}
-	if st == service.StatusRunning {
+	if st, _ := s.Status(); st == service.StatusRunning {
 		if err := s.Stop(); err != nil {
 			return fmt.Errorf("stop the service: %w", err)
 		}
@@ -214,7 +224,7 @@ type serviceState struct {
 	Schema    int    `json:"schema"`
 	Installed bool   `json:"installed"`
 	State     string `json:"state"` // running, stopped, unknown
-	Manager   string `json:"manager"`
+	Manager   string `json:"manager"` // "" if this system has none that is known
 	Answers   bool   `json:"answers"` // on its socket; it may run without being installed
 }
 
@@ -225,23 +235,24 @@ func (a *app) serviceStatus() *cobra.Command {
 		Short: "Tell whether the service is installed and running; exit code 5 unless it answers",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			state := a.inspectService(cmd.Context())
+			state, hint := a.inspectService(cmd.Context())
 			if asJSON {
 				if err := a.out.json(state); err != nil {
 					return err
 				}
 			} else {
-				installed := "not installed"
+				known := "not installed"
 				if state.Installed {
-					installed = "installed with " + state.Manager + ", " + state.State
+					known = "installed with " + state.Manager + ", " + state.State
 				}
 				answers := "does not answer on its socket"
 				if state.Answers {
 					answers = "answers on its socket"
 				}
-				a.out.line("the service is %s; it %s", installed, answers)
+				a.out.line("the service is %s; it %s", known, answers)
 			}
 			if !state.Answers {
+				a.err.line("%s  %s", a.err.bold("hint:"), hint)
 				return &exitWith{exitAbsent}
 			}
 			return nil
@@ -251,20 +262,25 @@ func (a *app) serviceStatus() *cobra.Command {
 	return cmd
 }
 
-func (a *app) inspectService(ctx context.Context) serviceState {
-	state := serviceState{Schema: api.Schema, State: "unknown", Manager: service.Platform()}
+// inspectService also says what to do if the service does not answer.
+func (a *app) inspectService(ctx context.Context) (state serviceState, hint string) {
 	_, err := a.client().Status(ctx)
-	state.Answers = err == nil
+	state = serviceState{Schema: api.Schema, State: "unknown", Answers: err == nil}
 	s, err := systemService()
 	if err != nil {
-		return state
+		return state, explain(err).hint
 	}
-	switch st, err := s.Status(); {
-	case errors.Is(err, service.ErrNotInstalled):
-	case st == service.StatusRunning:
-		state.Installed, state.State = true, "running"
-	case st == service.StatusStopped:
-		state.Installed, state.State = true, "stopped"
+	state.Manager = s.Platform()
+	st, err := s.Status()
+	if errors.Is(err, service.ErrNotInstalled) {
+		return state, installHint
 	}
-	return state
+	state.Installed, hint = true, "start it: sudo atlantic service start"
+	switch st {
+	case service.StatusRunning:
+		state.State, hint = "running", lookAtLog
+	case service.StatusStopped:
+		state.State = "stopped"
+	}
+	return state, hint
 }

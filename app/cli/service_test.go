@@ -17,8 +17,15 @@ set -e
 mkdir -p /etc/systemd/system /run/systemd
 mount -t tmpfs t /etc/systemd/system
 mount -t tmpfs t /run/systemd
-mkdir /run/systemd/system
 run() { "$DIR/atlantic" "$@" && echo "code 0" || echo "code $?"; }
+echo init >"$DIR/comm"
+mount --bind "$DIR/comm" /proc/1/comm
+for verb in start stop uninstall install; do echo "unmanaged $verb"; run service $verb; done
+echo "unmanaged status"
+run service status
+umount /proc/1/comm
+mkdir /run/systemd/system
+for verb in start stop uninstall; do echo "absent $verb"; run service $verb; done
 run service status
 run service install
 cat /etc/systemd/system/atlanticd.service
@@ -27,6 +34,7 @@ run service install
 run service stop
 run service uninstall
 ls -A /etc/systemd/system
+echo "removed uninstall"
 run service uninstall
 run rescue --state /nowhere
 cat "$DIR/log"
@@ -69,8 +77,13 @@ func TestService(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	text := string(out)
+	const noManager = "\nerror: this system has no service manager that is known\nhint:  run it in the foreground: sudo atlanticd run\ncode 5\n"
+	const notInstalled = "\nerror: the service is not installed\nhint:  " + installHint + "\ncode 5\n"
 	for _, want := range []string{
-		"the service is not installed; it does not answer on its socket\ncode 5\n",
+		"unmanaged start" + noManager, "unmanaged stop" + noManager, "unmanaged uninstall" + noManager, "unmanaged install" + noManager,
+		"unmanaged status\nthe service is not installed; it does not answer on its socket\nhint:  run it in the foreground: sudo atlanticd run\ncode 5\n",
+		"absent start" + notInstalled, "absent stop" + notInstalled, "absent uninstall" + notInstalled, "removed uninstall" + notInstalled,
+		"the service is not installed; it does not answer on its socket\nhint:  install it: sudo atlantic service install",
 		"installed; it starts with this computer\n",
 		"systemctl enable atlanticd.service\n",
 		"systemctl start atlanticd.service\n",
@@ -81,7 +94,6 @@ func TestService(t *testing.T) {
 		"error: the service is installed already",
 		"stopped; the network is as it was before\ncode 0\n",
 		"removed; its configuration and state stay\ncode 0\n",
-		"error: the service is not installed\ncode 5\n",
 		"atlanticd rescue --state /nowhere\ncode 4\n",
 	} {
 		i := strings.Index(text, want)
