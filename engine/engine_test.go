@@ -464,12 +464,3 @@ func TestWhyWhileConnecting(t *testing.T) {
 		t.Errorf("%+v, %v", w, err)
 	}
 }
-
-// A service that nothing can reach says so.
-func TestNothingIsCarried(t *testing.T) {
-	b := newBench(t, testConfig(""), func(o *Options) { o.NoTUN = true })
-	b.prefs(t, api.Prefs{On: ptr(true)})
-	if st := b.waitFor(t, api.On); len(st.Warnings) != 1 || !strings.Contains(st.Warnings[0], "nothing is carried") {
-		t.Errorf("warnings: %q", st.Warnings)
-	}
-}

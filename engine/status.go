@@ -81,9 +81,17 @@ func (e *Engine) Status() api.Status {
 	return st
 }
 
-// warnings are what works less well than it could, by the pipeline and the Host.
+// manyFailures in a row are no accident. An HTTP proxy that answers nothing is
+// found out by them alone: Upstream.Check takes its silence for the target's.
+const manyFailures = 3
+
+// warnings are what works less well than it could, by the upstream in use, the
+// pipeline and the Host.
 func (e *Engine) warnings(s *snapshot) []string {
 	var all []string
+	if st := e.ups.current().Stats(); s.state == api.On && st.Failures >= manyFailures {
+		all = append(all, fmt.Sprintf("the last %d connections have failed: %s", st.Failures, st.Error))
+	}
 	if s.warning != "" {
 		all = append(all, s.warning)
 	}

@@ -90,8 +90,7 @@ func (d *netDialer) dialProxy(ctx context.Context, s Spec, stats *counters) (*ne
 	return c, nil
 }
 
-// check asks for a tunnel on w, which it closes, and judges the answer; silence
-// is fine.
+// check asks for a tunnel on w, which it closes, and judges the answer.
 func (l *line) check(ctx context.Context, w *warm, s *Spec) error {
 	k := l.begin(ctx, w, ask{spec: s, t: flow.Target{Name: checkTarget, Port: 443}})
 	err := k.send()
@@ -100,8 +99,11 @@ func (l *line) check(ctx context.Context, w *warm, s *Spec) error {
 	}
 	_ = k.end(err)
 	w.abort()
-	if err == nil || isTimeout(err) && ctx.Err() == nil {
+	switch {
+	case err == nil:
 		return nil
+	case isTimeout(err) && ctx.Err() == nil:
+		return silence()
 	}
 	return talkFault(l.what, err)
 }

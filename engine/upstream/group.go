@@ -181,7 +181,7 @@ func (g *group) check(ctx context.Context, _ *Spec) error {
 		}
 		g.r.Report(e, o)
 		if err == nil || fe != nil && fe.Kind == Target {
-			return nil
+			return err
 		}
 		next, _ := g.r.Next(resolve.Key{}, tried)
 		if next == nil || ctx.Err() != nil || len(tried) >= groupTries {

@@ -25,6 +25,9 @@ const (
 // errSilent is inside the error of a connected proxy that did not answer.
 var errSilent = errors.New("connected, but no answer in time")
 
+// silence is what a check makes of no answer to a CONNECT: perhaps the target's.
+func silence() *Error { return targetFault(flow.TimedOut, errSilent) }
+
 // sessions are the HTTP/2 connections to one proxy. A flow goes to the oldest
 // that has nothing much to do, so that idle ones can be closed, else to the
 // least loaded. Another is dialled in the background before all are busy.

@@ -197,7 +197,7 @@ func (d *secure) check(ctx context.Context, s *Spec) error {
 		return d.line.check(ctx, newWarm(c, c.tcp, new(Trace), 0), s)
 	}
 	if errors.Is(err, errSilent) && ctx.Err() == nil {
-		return nil
+		return silence()
 	}
 	return err
 }

@@ -40,7 +40,7 @@ func traceOf(ctx context.Context) *Trace {
 type Stats struct {
 	RTT         time.Duration // mean of the TCP connect time, lately; 0 if there was none
 	Failures    int           // in a row, now; only the upstream's own, see Error.FromUpstream
-	Error       string        // of the last failure, "" once a flow succeeded
+	Error       string        // of the last failure, with its hint; "" once a flow succeeded
 	Flows       uint64        // set up
 	Reused      uint64        // of these without a new TCP or TLS handshake in their path
 	Warm        int           // connections in the pool now
@@ -104,9 +104,12 @@ func (c *counters) alive() {
 	}
 }
 
-func (c *counters) failed(err error) {
+func (c *counters) failed(err *Error) {
 	c.failures.Add(1)
 	c.worked.Store(false)
 	text := err.Error()
+	if err.Hint != "" {
+		text += " (" + err.Hint + ")"
+	}
 	c.err.Store(&text)
 }

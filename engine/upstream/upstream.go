@@ -82,7 +82,8 @@ type Options struct {
 type protocol interface {
 	// open gives a stream to a.t on which a.early has been sent.
 	open(ctx context.Context, a ask) (flow.StreamConn, error)
-	// check does what Upstream.Check says, with the credentials of s.
+	// check does what Upstream.Check says, with the credentials of s. Its error
+	// may be of Kind Target.
 	check(ctx context.Context, s *Spec) error
 	// ready says how long it takes until the proxy is ready for a request.
 	ready(ctx context.Context) (time.Duration, error)
@@ -253,20 +254,19 @@ func (p packets) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn
 // kinds ask for a tunnel to example.com:443 and close it. A target that cannot
 // be reached through the proxy does not count against it, and neither does
 // silence on a CONNECT, which is waited for 1.5 seconds: many proxies answer it
-// only once the target has. Silence in a TLS or SOCKS5 handshake is a failure
+// only once the target has. It does not end a row of failures either. Silence in a TLS or SOCKS5 handshake is a failure
 // after 5 seconds. Direct is always alive.
 func (u *Upstream) Check(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	err := u.streams.check(bounded, &u.spec)
 	var e *Error
-	if errors.As(err, &e) && e.Kind == Target {
-		err = nil
-	}
-	if err != nil {
+	if err != nil && !(errors.As(err, &e) && e.Kind == Target) {
 		return u.wrap(ctx, err)
 	}
-	u.stats.alive()
+	if !errors.Is(err, errSilent) {
+		u.stats.alive()
+	}
 	return nil
 }
 
