@@ -223,7 +223,7 @@ func (a *app) stop(_ context.Context, s service.Service) error {
 type serviceState struct {
 	Schema    int    `json:"schema"`
 	Installed bool   `json:"installed"`
-	State     string `json:"state"` // running, stopped, unknown
+	State     string `json:"state"`   // running, stopped, unknown
 	Manager   string `json:"manager"` // "" if this system has none that is known
 	Answers   bool   `json:"answers"` // on its socket; it may run without being installed
 }
