@@ -123,7 +123,11 @@ func carry(t *testing.T, w way, stack string) {
 		{"half-close", halfClose}, {"reset", reset}, {"refused", refused}, {"ipv6", ipv6},
 		{"dns", names}, {"udp", udp}, {"ping", ping},
 	} {
+		flows := s.status().Flows.Total
 		t.Run(c.name, func(t *testing.T) { c.run(t, l, w) })
+		if n := s.status().Flows.Total - flows; c.name == "dns" && n != 0 {
+			t.Errorf("%d lookups count as flows", n)
+		}
 	}
 
 	after := s.status()
