@@ -183,6 +183,13 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// icon is the picture that goes with a tooltip, which is set after it.
+func (p *panel) icon(tooltip string) string {
+	p.t.Helper()
+	eventually(p.t, "the tooltip says "+tooltip, func() bool { return strings.Contains(p.property("ToolTip"), "AtlanticProxy: "+tooltip) })
+	return p.property("IconPixmap")
+}
+
 // service is a service with a state that outlives its restarts.
 type service struct {
 	apiserver.Inspect  // Upstreams only is used
@@ -301,12 +308,12 @@ func TestDesktop(t *testing.T) {
 	if l := p.wait("Turn on"); l.enabled {
 		t.Error("the switch can be clicked without a service")
 	}
-	goneIcon := p.property("IconPixmap")
+	goneIcon := p.icon("service not running")
 
 	s := &service{st: api.Status{State: api.Off, Upstream: api.Upstream{Name: "direct", Scheme: "direct"}}, choice: "auto", changed: make(chan struct{})}
 	stop := s.run(t, socket, admin)
 	p.wait("Off · traffic leaves directly")
-	offIcon := p.property("IconPixmap")
+	offIcon := p.icon("off")
 
 	p.click(p.wait("Turn on"))
 	p.wait("On · direct")
@@ -314,8 +321,7 @@ func TestDesktop(t *testing.T) {
 		t.Errorf("a click on the switch led to %s", st.State)
 	}
 	p.wait("Quit (the service stays on)")
-	eventually(t, "the tooltip says so", func() bool { return strings.Contains(p.property("ToolTip"), "AtlanticProxy: on · direct") })
-	if onIcon := p.property("IconPixmap"); onIcon == offIcon || offIcon == goneIcon {
+	if onIcon := p.icon("on · direct"); onIcon == offIcon || offIcon == goneIcon {
 		t.Error("the icon does not tell the states apart")
 	}
 
