@@ -78,9 +78,9 @@ after its start); the apps know of no proxy.
 request latency   %d pages of %d objects of %d KiB, %d at a time, from one site
 first visit       one object from each of %d sites, nothing connected before
 used connection   browsing requests for which the proxy saw no new TCP connection.
-                  With ours that is the app's own keep-alive, which the predecessor
-                  broke. A new connection of an app still costs a new one to the
-                  proxy: this version keeps none warm yet (see "first visit").
+                  The predecessor broke the apps' keep-alive. What ours connects
+                  ahead counts against it, though no app waits for that: a first
+                  visit is over sooner than without a proxy.
 throughput        %d MiB over one connection
 stalls            %d segments of %d s at %s; (time to the first picture)
 `, started.Round(time.Millisecond), pages, requestsPerPage, objectBytes>>10, parallel, visits, downloadBytes>>20,
