@@ -52,10 +52,10 @@ func (u *Upstream) EarlyAt(scheme, addr string) (v Verdict, warm int) {
 	return u.group.members.verdict(scheme, addr)
 }
 
-// SetEarly gives the verdict that an earlier run came to. Options.EarlyChanged
-// is not called.
+// SetEarly gives the verdict that an earlier run came to; where early data is
+// off it changes nothing. Options.EarlyChanged is not called.
 func (u *Upstream) SetEarly(v Verdict) {
-	if u.prover == nil {
+	if u.prover == nil || u.prover.off {
 		return
 	}
 	if v == EarlyRefuses {

@@ -279,3 +279,12 @@ func TestSigns(t *testing.T) {
 		}
 	}
 }
+
+// TestEarlyOff: what an earlier run found out does not turn on what is off.
+func TestEarlyOff(t *testing.T) {
+	u := open(t, "socks5://127.0.0.1:1", func(s *Spec) { s.NoEarly = true }, Options{})
+	u.SetEarly(EarlyCarries)
+	if u.Early() != EarlyUnknown || u.WantsEarly(flow.Target{Name: "x.example", Port: 443}) {
+		t.Errorf("%v", u.Early())
+	}
+}
