@@ -40,8 +40,8 @@ type group struct {
 type avoided struct{ gateway, host string }
 
 // NewGroup makes an Upstream that picks one of r's endpoints for each flow,
-// and reports to r what becomes of it. Endpoint.Attached may be a Spec: its
-// SNI, CA, HTTP2 and NoEarly count. Options.PoolMax is for each gateway, and for each
+// and reports to r what becomes of it. Endpoint.Attached may be a Spec: its SNI,
+// CA, HTTP2 and NoEarly count. Options.PoolMax is for each gateway, and for each
 // identity at a SOCKS5 gateway. The caller runs r.
 func NewGroup(name string, r *resolve.Resolver, o Options) (*Upstream, error) {
 	if r == nil {

@@ -55,7 +55,7 @@ type members struct {
 	mu     sync.Mutex
 	byEP   map[*resolve.Endpoint]*member // guarded by mu
 	gates  map[gatewayKey]*gateway       // guarded by mu
-	trust  []*x509.CertPool              // guarded by mu; those of gates, no two of them equal
+	trust  []*x509.CertPool              // guarded by mu; those that gates have had, no two of them equal
 	swept  time.Time                     // guarded by mu
 	closed bool                          // guarded by mu
 }
@@ -221,6 +221,9 @@ func (ms *members) gateLocked(s Spec) *gateway {
 // trustLocked is ca or its equal that came first: each upstream has read its
 // file itself, and those that trust the same share connections.
 func (ms *members) trustLocked(ca *x509.CertPool) *x509.CertPool {
+	if slices.Contains(ms.trust, ca) {
+		return ca // as for every flow but the first: comparing takes microseconds
+	}
 	if i := slices.IndexFunc(ms.trust, ca.Equal); i >= 0 {
 		return ms.trust[i]
 	}

@@ -254,8 +254,8 @@ func (p packets) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn
 // kinds ask for a tunnel to example.com:443 and close it. A target that cannot
 // be reached through the proxy does not count against it, and neither does
 // silence on a CONNECT, which is waited for 1.5 seconds: many proxies answer it
-// only once the target has. It does not end a row of failures either. Silence in a TLS or SOCKS5 handshake is a failure
-// after 5 seconds. Direct is always alive.
+// only once the target has. It does not end a row of failures either. Silence in
+// a TLS or SOCKS5 handshake is a failure after 5 seconds. Direct is always alive.
 func (u *Upstream) Check(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
