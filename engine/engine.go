@@ -245,7 +245,7 @@ func (e *Engine) first() {
 // end is the last thing Run does. The intent stays as it is.
 func (e *Engine) end() error {
 	e.timer.Stop()
-	if e.m.state != api.Off {
+	if e.m.state != api.Off && e.m.state != api.Stopping {
 		e.log.Info("state", "from", e.m.state, "to", api.Stopping)
 		e.m.state, e.cause = api.Stopping, nil
 		e.publish()
@@ -256,6 +256,9 @@ func (e *Engine) end() error {
 		}
 	}
 	err := e.restore(e.job, e.pipe)
+	if err != nil {
+		e.cause = notRestored(err)
+	}
 	close(e.ended)
 	e.work.Wait()
 	e.pipe, e.m.state = nil, api.Off

@@ -43,7 +43,7 @@ func (e *Engine) handle(m message) {
 	switch {
 	case m.in == inStopped && m.err != nil:
 		e.log.Error("restore the machine", "err", m.err)
-		e.cause = &api.Error{Code: api.ErrSystem, Message: "the machine is not restored completely: " + m.err.Error(), Hint: "run `atlantic rescue`"}
+		e.cause = notRestored(m.err)
 	case m.in == inStopped:
 	case e.m.locked: // what locks it stays the cause
 		if m.err != nil {
@@ -55,6 +55,10 @@ func (e *Engine) handle(m message) {
 		e.cause, e.tries = nil, 0
 	}
 	e.apply(m.in)
+}
+
+func notRestored(err error) *api.Error {
+	return &api.Error{Code: api.ErrSystem, Message: "the machine is not restored completely: " + err.Error(), Hint: "run `atlantic rescue`"}
 }
 
 // started takes over what a start has made. It reports false if the start says

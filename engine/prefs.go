@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
@@ -42,7 +41,8 @@ func (e *Engine) SetPrefs(ctx context.Context, p api.Prefs) (api.Status, error) 
 }
 
 var (
-	errStopping = errors.New("the service is stopping")
+	errStopping = &api.Error{Code: api.ErrInternal, Message: "the service is stopping",
+		Hint: "start it again: sudo atlantic service start"}
 	errReplaced = &api.Error{Code: api.ErrBadRequest, Message: "another command came before this upstream was checked",
 		Hint: "`atlantic status` shows what is in use now"}
 )
@@ -106,10 +106,11 @@ func (e *Engine) choose(u *upstream.Upstream, choice string) {
 	}
 }
 
-// takeBack undoes the choice that came with a first try, which has failed:
-// wrong input changes nothing. The caller keeps the intent.
+// takeBack undoes the choice that came with a first try, if that has failed by
+// the upstream: wrong input changes nothing. The caller keeps the intent.
 func (e *Engine) takeBack() {
-	if e.former == nil {
+	if e.former == nil || e.cause != nil && !ofUpstream(e.cause.Code) {
+		e.former = nil
 		return
 	}
 	u, err := e.ups.find(*e.former)
@@ -117,8 +118,20 @@ func (e *Engine) takeBack() {
 		e.log.Error("go back to the former upstream", "err", err)
 		return
 	}
-	e.ups.use(u, *e.former)
+	if u != e.ups.current() {
+		e.ups.use(u, *e.former)
+		e.reconnect()
+	}
 	e.intent.Upstream, e.former = *e.former, nil
+}
+
+// ofUpstream tells whether an upstream is at fault, and not this machine.
+func ofUpstream(c api.ErrorCode) bool {
+	switch c {
+	case api.ErrRefused, api.ErrUnreachable, api.ErrTimeout, api.ErrAuth, api.ErrTLS, api.ErrProtocol, api.ErrTargetFailed:
+		return true
+	}
+	return false
 }
 
 // reconnect keeps connections that are open from serving what is asked from now

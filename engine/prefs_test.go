@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"errors"
 	"testing"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
@@ -34,4 +35,18 @@ func TestFailedTryTakesItsChoiceBack(t *testing.T) {
 	b.waitFor(t, api.Off)
 	b.prefs(t, api.Prefs{Upstream: ptr(bad.url())})
 	fails(api.Prefs{On: ptr(true)}, bad.url())
+}
+
+// What this machine refuses says nothing against the choice.
+func TestChoiceOutlivesAFailureOfTheMachine(t *testing.T) {
+	one, two := newFakeProxy(t, "127.0.0.1:0", replyOK), newFakeProxy(t, "127.0.0.1:0", replyOK)
+	b := newBench(t, testConfig(one.url()))
+	b.host.FailOpenTUN(errors.New("busy"))
+	b.prefs(t, api.Prefs{On: ptr(true), Upstream: ptr(two.url())})
+	until(t, "it is off", func() bool { st := b.Status(); return st.State == api.Off && st.Cause != "" })
+	b.host.FailOpenTUN(nil)
+	b.prefs(t, api.Prefs{On: ptr(true)})
+	if st := b.waitFor(t, api.On); st.Upstream.Address != two.l.Addr().String() {
+		t.Errorf("on by %+v", st.Upstream)
+	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
+	"github.com/atlanticproxy/atlanticproxy/platform"
 	"github.com/atlanticproxy/atlanticproxy/platform/platformtest"
 )
 
@@ -190,6 +191,27 @@ func TestRestoreFailureIsTold(t *testing.T) {
 	if st := b.waitFor(t, api.Off); !strings.Contains(st.Cause, "netlink says no") || st.Hint == "" {
 		t.Errorf("%+v", st)
 	}
+}
+
+// The end of the service tells it too, while watchers are there to hear it.
+func TestRestoreFailureIsToldAtTheEnd(t *testing.T) {
+	b := newBench(t, testConfig(newFakeProxy(t, "127.0.0.1:0", replyOK).url()))
+	b.prefs(t, api.Prefs{On: ptr(true)})
+	b.waitFor(t, api.On)
+	ch := b.Watch(t.Context())
+	b.host.FailApply(errors.New("netlink says no"))
+	b.Shutdown()
+	var last api.Status
+	for ev := range ch {
+		last = *ev.Status
+	}
+	if last.State != api.Off || !strings.Contains(last.Cause, "netlink says no") || !strings.Contains(last.Hint, "rescue") {
+		t.Errorf("%s, %q, %q", last.State, last.Cause, last.Hint)
+	}
+	if err := <-b.done; err == nil {
+		t.Error("Run says that all is well")
+	}
+	b.done <- b.host.Apply(t.Context(), platform.NetConfig{}) // as `atlantic rescue` does
 }
 
 // dnsProxy takes every tunnel to be one to a DNS server, plays that, and counts

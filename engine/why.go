@@ -55,7 +55,7 @@ func (e *Engine) Why(host string) (api.Why, error) {
 // heldBy says why traffic is held.
 func heldBy(s *snapshot) string {
 	if s.state == api.Stopping {
-		return "the service is stopping"
+		return "it is being turned off"
 	}
 	return cmp.Or(causeText(s.cause), "the service is still connecting")
 }

@@ -129,10 +129,11 @@ func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, st
 		if st.State == last.State && st.Cause == last.Cause {
 			return
 		}
+		before := last.State
 		news := st.State != api.Off || st.Cause != "" || ctx.Err() == nil && !(starts && last.State == "")
 		last = st
 		if news {
-			fmt.Fprint(w, summary(st, steer))
+			fmt.Fprint(w, summary(before, st, steer))
 		}
 	}
 	events := eng.Watch(ctx)
@@ -144,7 +145,8 @@ func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, st
 	}
 }
 
-func summary(st api.Status, steer string) string {
+// summary is what has become true after the state before.
+func summary(before api.State, st api.Status, steer string) string {
 	switch st.State {
 	case api.On:
 		s := "AtlanticProxy is on.\n"
@@ -161,7 +163,11 @@ func summary(st api.Status, steer string) string {
 	case api.Off:
 		s := "AtlanticProxy is off; nothing on this machine is changed.\n"
 		if st.Cause != "" {
-			s = "AtlanticProxy could not start; nothing on this machine is changed.\n  why         " + st.Cause + "\n"
+			s = "AtlanticProxy could not start; nothing on this machine is changed.\n"
+			if before == api.Stopping {
+				s = "AtlanticProxy is off.\n"
+			}
+			s += "  why         " + st.Cause + "\n"
 			if st.Hint != "" {
 				s += "  what to do  " + st.Hint + "\n"
 			}
