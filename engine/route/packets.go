@@ -56,7 +56,7 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 				if s.live == nil {
 					s.flow.Dst, s.flow.Start = flow.AddrPortOf(to), time.Now()
 					s.flow.Target = flow.TargetOf(s.flow.Dst)
-					s.begin(cancel)
+					aside(func() { s.begin(cancel) })
 				}
 				s.send(ctx, p, to)
 			}, extend: s.extend,
