@@ -46,6 +46,9 @@ func Set(path, key, value string) error {
 		return err
 	}
 	c, src, err := parse(path, edited)
+	if err == nil {
+		err = c.checkAccounts(src)
+	}
 	if err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
 	}

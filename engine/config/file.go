@@ -156,9 +156,17 @@ func (c *Config) resolve(src *source, info fs.FileInfo) error {
 			return src.fail(f.path, "a file that the service can read", "%s: %v", f.what, err)
 		}
 	}
+	return c.checkAccounts(src)
+}
+
+// checkAccounts refuses what a vendor does not take.
+func (c *Config) checkAccounts(src *source) error {
 	for i, p := range c.Providers {
 		if p.Kind == "list" {
 			continue
+		}
+		if p.Password.value == "" {
+			p.Password.value = p.Password.ref // not read yet; it must only be there
 		}
 		if _, err := p.Account(); err != nil {
 			return src.fail(fmt.Sprintf("provider[%d]", i), "docs/CONFIG.md says what each vendor takes", "provider %q: %v", p.Name, err)

@@ -178,6 +178,22 @@ func TestSetKeepsCommentsAndMode(t *testing.T) {
 	}
 }
 
+// TestSetRefusesWhatAVendorDoes: as Load would with the file that came of it.
+// The password need not be readable here.
+func TestSetRefusesWhatAVendorDoes(t *testing.T) {
+	path := write(t, 0o600, "[[provider]]\nname='x'\nkind='netnut'\nusername='u'\npassword='env:ATLANTIC_NO_SUCH'\n")
+	if err := Set(path, "provider.x.country", "de"); err != nil {
+		t.Error(err)
+	}
+	before, _ := os.ReadFile(path)
+	if err := Set(path, "provider.x.zone", "z"); err == nil || !strings.Contains(err.Error(), "does not take zone") {
+		t.Error(err)
+	}
+	if after, _ := os.ReadFile(path); string(after) != string(before) {
+		t.Error("a refused value changed the file")
+	}
+}
+
 func TestSetAddsKeySectionFile(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "atlantic")
 	path := filepath.Join(dir, "new.toml")
