@@ -169,7 +169,7 @@ func (c *Config) checkAccounts(src *source) error {
 			p.Password.value = p.Password.ref // not read yet; it must only be there
 		}
 		if _, err := p.Account(); err != nil {
-			return src.fail(fmt.Sprintf("provider[%d]", i), "docs/CONFIG.md says what each vendor takes", "provider %q: %v", p.Name, err)
+			return src.fail(fmt.Sprintf("provider[%d]", i), "", "provider %q: %v", p.Name, err)
 		}
 	}
 	return nil

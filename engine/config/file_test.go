@@ -84,12 +84,16 @@ func TestLoadOddFiles(t *testing.T) {
 func TestLoadRefusesWhatAVendorDoes(t *testing.T) {
 	own := write(t, 0o600, "name = 'Own'\nusername = '{user}-{nobody}'\n")
 	for provider, want := range map[string]string{
-		"kind='netnut'\nusername='u'\nzone='z'":                       "does not take zone",
+		"kind='netnut'\nusername='u'\nzone='z'":                       "does not take zone; it takes: country\n",
 		"kind='generic'\nusername='u'":                                "needs host and port",
+		"kind='generic'\nusername='u'\nhost='h'\nport=1\ncity='c'":    "no place {city}",
 		"kind='oxylabs'\nusername='u'\npassword='p'\nscheme='socks5'": "",
 		"username='u'\ntemplate='" + own + "'":                        "no [[gateway]]",
 	} {
 		_, err := Load(write(t, 0o600, "[[provider]]\nname='x'\n"+provider+"\n"))
+		if err != nil && strings.Contains(err.Error(), "hint") {
+			t.Errorf("%s: the message says it all: %v", provider, err)
+		}
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ":1:3")) {
 			t.Errorf("%s: %v", provider, err)
 		}

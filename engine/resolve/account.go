@@ -18,7 +18,7 @@ type Account struct {
 	Template *Template
 	Username string
 	Password Secret
-	Vars     map[string]string // what the template's grammar takes: country, state, city, zone …; "" counts as absent
+	Vars     map[string]string // country, state, city, zone …; "" counts as absent; errors offer no others than these
 	Session  SessionMode
 	Pinned   bool     // an identity whose exit has ended is kept until its time is over
 	Scheme   string   // "" is the first of the template's gateways
@@ -291,10 +291,19 @@ func (c *credentials) places() (needed, optional map[string]bool) {
 
 func (c *credentials) setValues(a *Account, needed, optional map[string]bool) error {
 	t := a.Template
+	takes := func(name string) bool { return t.vars[name] != nil && (needed[name] || optional[name]) }
 	for name, text := range a.Vars {
-		if text != "" && (t.vars[name] == nil || !needed[name] && !optional[name]) {
-			return fmt.Errorf("%s does not take %s; it takes: %s", t.Name, clip(name, 32), strings.Join(slices.Sorted(maps.Keys(t.vars)), ", "))
+		if text == "" || takes(name) {
+			continue
 		}
+		if t.vars[name] != nil {
+			return fmt.Errorf("%s: user name and password have no place {%s} in their format", t.Name, name)
+		}
+		msg := t.Name + " does not take " + clip(name, 32)
+		if others := slices.DeleteFunc(slices.Sorted(maps.Keys(a.Vars)), func(n string) bool { return !takes(n) }); len(others) > 0 {
+			msg += "; it takes: " + strings.Join(others, ", ")
+		}
+		return errors.New(msg)
 	}
 	for name, v := range t.vars {
 		text, err := v.value(name, a.Vars[name])
