@@ -1,6 +1,10 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
+)
 
 // later makes verbs that this version does not have. They are kept from meaning
 // something else meanwhile, and help does not list them.
@@ -9,7 +13,8 @@ func later(names ...string) []*cobra.Command {
 	for _, name := range names {
 		cmds = append(cmds, &cobra.Command{Use: name, Short: "Not in this version", Hidden: true, DisableFlagParsing: true,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				return &failure{exitError, cmd.CommandPath() + " is not in this version", "what there is: " + cmd.Parent().CommandPath() + " --help"}
+				return &api.Error{Code: api.ErrUnsupported, Message: cmd.CommandPath() + " is not in this version",
+					Hint: "what there is: " + cmd.Parent().CommandPath() + " --help"}
 			}})
 	}
 	return cmds
