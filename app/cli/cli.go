@@ -16,6 +16,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,7 +72,22 @@ func Main(args []string, o Options) int {
 	a := &app{opt: o, out: newPrinter(o.Stdout), err: newPrinter(o.Stderr)}
 	root := a.root()
 	root.SetArgs(args)
-	return a.report(root.ExecuteContext(ctx), slices.Contains(args, "--json"))
+	cmd, err := root.ExecuteContextC(ctx)
+	return a.report(err, wantsJSON(cmd, args, err))
+}
+
+// wantsJSON asks the command that ran; if it has not read its flags to the end,
+// the command line.
+func wantsJSON(cmd *cobra.Command, args []string, err error) bool {
+	asJSON, _ := cmd.Flags().GetBool("json")
+	var unread *flagError
+	if asJSON || !errors.As(err, &unread) && !cmd.DisableFlagParsing {
+		return asJSON
+	}
+	if end := slices.Index(args, "--"); end >= 0 {
+		args = args[:end]
+	}
+	return slices.Contains(args, "--json") || slices.Contains(args, "--json=true")
 }
 
 // app is one run of the program.
@@ -110,7 +126,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not connected, 4 no permission, 5 no servi
 	root.SetIn(a.opt.Stdin)
 	root.SetOut(a.opt.Stdout)
 	root.SetErr(a.opt.Stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err.Error()} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &flagError{usageError{err.Error()}} })
 	root.PersistentFlags().StringVar(&a.socket, "socket", os.Getenv(localsock.PathVar),
 		"talk to the service on this socket (or set "+localsock.PathVar+")")
 	if f := root.PersistentFlags().Lookup("socket"); f.DefValue != "" {

@@ -19,6 +19,11 @@ type usageError struct{ msg string }
 
 func (e *usageError) Error() string { return e.msg }
 
+// flagError is a usageError about flags that could not be read.
+type flagError struct{ usageError }
+
+func (e *flagError) Unwrap() error { return &e.usageError }
+
 // exitWith ends with a code about which everything has been said.
 type exitWith struct{ code int }
 
