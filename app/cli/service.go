@@ -43,6 +43,9 @@ WantedBy=multi-user.target
 // packagedUnit is there if the .deb or .rpm brought the service.
 const packagedUnit = "/usr/lib/systemd/system/atlanticd.service"
 
+// installedUnit is where `service install` puts its own.
+const installedUnit = "/etc/systemd/system/atlanticd.service"
+
 // lookAtLog is where a service that fails says why.
 const lookAtLog = "look at its log: journalctl -u atlanticd"
 
@@ -77,11 +80,23 @@ const installHint = "install it: sudo atlantic service install   (or, just once:
 // installed refuses what needs an installed service where there is none.
 func installed(run func(context.Context, service.Service) error) func(context.Context, service.Service) error {
 	return func(ctx context.Context, s service.Service) error {
-		if _, err := s.Status(); errors.Is(err, service.ErrNotInstalled) {
+		if _, err := s.Status(); notInstalled(err) {
 			return &failure{exitAbsent, "the service is not installed", installHint}
 		}
 		return run(ctx, s)
 	}
+}
+
+// notInstalled believes what Status says only where there is no unit: with
+// systemd it also says so of a service that is just stopping, and if systemctl
+// does not answer.
+func notInstalled(status error) bool {
+	for _, unit := range []string{packagedUnit, installedUnit} {
+		if _, err := os.Stat(unit); err == nil {
+			return false
+		}
+	}
+	return errors.Is(status, service.ErrNotInstalled)
 }
 
 // daemonPath is the atlanticd beside this program.
@@ -143,7 +158,7 @@ func (a *app) install(ctx context.Context, s service.Service) error {
 	if _, err := existingDaemon(); err != nil {
 		return err
 	}
-	if _, err := s.Status(); !errors.Is(err, service.ErrNotInstalled) {
+	if _, err := s.Status(); !notInstalled(err) {
 		return &failure{exitError, "the service is installed already", "start it: sudo atlantic service start"}
 	}
 	if err := s.Install(); err != nil {
@@ -175,7 +190,7 @@ func (a *app) uninstall(_ context.Context, s service.Service) error {
 	if _, err := os.Stat(packagedUnit); err == nil {
 		return &failure{exitError, "the service came with a package", "remove the package: sudo apt remove atlantic, or sudo rpm -e atlantic"}
 	}
-	if st, _ := s.Status(); st == service.StatusRunning {
+	if st, err := s.Status(); st == service.StatusRunning || err != nil { // it may be about to start again
 		if err := s.Stop(); err != nil {
 			return fmt.Errorf("stop the service: %w", err)
 		}
@@ -272,7 +287,7 @@ func (a *app) inspectService(ctx context.Context) (state serviceState, hint stri
 	}
 	state.Manager = s.Platform()
 	st, err := s.Status()
-	if errors.Is(err, service.ErrNotInstalled) {
+	if notInstalled(err) {
 		return state, installHint
 	}
 	state.Installed, hint = true, "start it: sudo atlantic service start"

@@ -32,6 +32,11 @@ cat /etc/systemd/system/atlanticd.service
 run service status
 run service install
 run service stop
+for state in deactivating ""; do
+	echo "$state" >"$DIR/state"
+	echo "unsettled ($state) stop"; run service stop; run service status
+done
+rm "$DIR/state"
 run service uninstall
 ls -A /etc/systemd/system
 echo "removed uninstall"
@@ -45,7 +50,8 @@ echo "systemctl $*" >>"$DIR/log"
 case "$1" in
 start) : >"$DIR/active" ;;
 stop) rm -f "$DIR/active" ;;
-is-active) test -e "$DIR/active" && echo active || { echo inactive; exit 3; } ;;
+is-active) test -e "$DIR/state" && { cat "$DIR/state"; exit 3; }
+	test -e "$DIR/active" && echo active || { echo inactive; exit 3; } ;;
 list-unit-files) ls /etc/systemd/system ;;
 esac
 `
@@ -93,6 +99,9 @@ func TestService(t *testing.T) {
 		"installed with linux-systemd, running; it does not",
 		"error: the service is installed already",
 		"stopped; the network is as it was before\ncode 0\n",
+		"unsettled (deactivating) stop\nstopped; the network is as it was before\ncode 0\n",
+		"unsettled () stop\nstopped; the network is as it was before\ncode 0\n",
+		"the service is installed with linux-systemd, unknown; it does not answer",
 		"removed; its configuration and state stay\ncode 0\n",
 		"atlanticd rescue --state /nowhere\ncode 4\n",
 	} {
