@@ -95,7 +95,7 @@ type fakeBackend struct {
 	mu       sync.Mutex
 	st       api.Status
 	choice   string
-	mode     string // how the next up ends: ok, refused, blocked, hang
+	mode     string // how the next up ends: ok, refused, blocked, hang, gone (the service does)
 	watchers map[chan api.Event]context.Context
 }
 
@@ -170,12 +170,23 @@ func (b *fakeBackend) start() {
 	time.Sleep(30 * time.Millisecond)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for b.mode == "gone" && len(b.watchers) == 0 { // whoever watches sees the end
+		b.mu.Unlock()
+		time.Sleep(5 * time.Millisecond)
+		b.mu.Lock()
+	}
 	switch b.mode {
 	case "ok":
 		b.move(api.On, "", "")
 	case "refused":
 		b.move(api.Stopping, "the upstream 192.0.2.1:1080 refused the connection", "is it running?")
 		b.move(api.Off, b.st.Cause, b.st.Hint)
+	case "gone":
+		b.move(api.Stopping, "", "")
+		b.move(api.Off, "", "")
+		for ch := range b.watchers {
+			b.drop(ch)
+		}
 	case "blocked":
 		b.move(api.Blocked, "the upstream did not accept the password", "check the user name and the password")
 	}
@@ -198,8 +209,16 @@ func (b *fakeBackend) Watch(ctx context.Context) <-chan api.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.watchers[ch] = ctx
-	context.AfterFunc(ctx, func() { b.mu.Lock(); defer b.mu.Unlock(); delete(b.watchers, ch); close(ch) })
+	context.AfterFunc(ctx, func() { b.mu.Lock(); defer b.mu.Unlock(); b.drop(ch) })
 	return ch
+}
+
+// drop ends the stream of one watcher; mu is held.
+func (b *fakeBackend) drop(ch chan api.Event) {
+	if _, there := b.watchers[ch]; there {
+		delete(b.watchers, ch)
+		close(ch)
+	}
 }
 
 func (b *fakeBackend) Shutdown() {}

@@ -19,6 +19,7 @@ import (
 const (
 	upTimeout    = 45 * time.Second // for a start to succeed or fail
 	blockedGrace = 3 * time.Second  // for a service that was Blocked before to recover
+	offGrace     = 2 * time.Second  // for the stream of a service that went Off to end
 	upstreamVar  = "ATLANTIC_UPSTREAM"
 )
 
@@ -103,16 +104,24 @@ func because(err error) string {
 type verdict func(st api.Status) (done bool, err error)
 
 // untilOn waits for On. A service that was Blocked before gets a moment to
-// try anew; one that ends up Off or Blocked has failed.
+// try anew; one that ends up Off or Blocked has failed. Off without a cause is
+// either somebody's `down` or the service's end, which ends the stream too.
 func untilOn(now func() time.Time) verdict {
-	began, moved := now(), false
+	began, moved, off := now(), false, time.Time{}
 	return func(st api.Status) (bool, error) {
 		switch st.State {
 		case api.On:
 			return true, nil
 		case api.Starting, api.Stopping:
-			moved = true
+			moved, off = true, time.Time{}
 			return false, nil
+		case api.Off:
+			if off.IsZero() {
+				off = now()
+			}
+			if st.Cause == "" && now().Sub(off) < offGrace {
+				return false, nil
+			}
 		case api.Blocked:
 			if !moved && now().Sub(began) < blockedGrace {
 				return false, nil
