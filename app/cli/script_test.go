@@ -95,7 +95,8 @@ type fakeBackend struct {
 	mu       sync.Mutex
 	st       api.Status
 	choice   string
-	mode     string // how the next up ends: ok, refused, blocked, hang, gone (the service does)
+	former   api.Upstream // in use before the last choice
+	mode     string       // how the next up ends: ok, refused, blocked, hang, gone (the service does)
 	watchers map[chan api.Event]context.Context
 }
 
@@ -135,6 +136,7 @@ func (b *fakeBackend) SetPrefs(_ context.Context, p api.Prefs) (api.Status, erro
 	defer b.mu.Unlock()
 	if p.Upstream != nil {
 		name := *p.Upstream
+		b.former = b.st.Upstream
 		switch {
 		case name == "auto":
 			b.st.Upstream = api.Upstream{Name: "direct", Scheme: "direct"}
@@ -179,6 +181,9 @@ func (b *fakeBackend) start() {
 	case "ok":
 		b.move(api.On, "", "")
 	case "refused":
+		if b.former.Name != "" {
+			b.st.Upstream, b.former = b.former, api.Upstream{}
+		}
 		b.move(api.Stopping, "the upstream 192.0.2.1:1080 refused the connection", "is it running?")
 		b.move(api.Off, b.st.Cause, b.st.Hint)
 	case "gone":

@@ -46,8 +46,9 @@ on standard input, or set ` + upstreamVar + `.`,
 				return err
 			}
 			if wait && st.State != api.On {
+				asked := st.Upstream
 				if st, err = a.await(cmd.Context(), "connecting", upTimeout, untilOn(time.Now)); err != nil {
-					return err
+					return notKept(err, asked)
 				}
 			}
 			if asJSON {
@@ -143,6 +144,19 @@ func notConnected(st api.Status, now string) error {
 		f.hint = "see: atlantic status"
 	}
 	return f
+}
+
+// notKept adds which upstream is chosen after an `up` that failed, if that is
+// not the one that was to be used.
+func notKept(err error, asked api.Upstream) error {
+	f := (*notOn)(nil)
+	if !errors.As(err, &f) {
+		return err
+	}
+	if now, was := upstreamText(f.status.Upstream), upstreamText(asked); now != was {
+		f.msg += "\nthe upstream chosen is now " + now + ", not " + was
+	}
+	return err
 }
 
 // await watches the service until v has decided, and returns the status it
