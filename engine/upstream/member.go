@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -41,9 +40,10 @@ type member struct {
 
 // gatewayKey is all of a Spec that a connection depends on, or a verdict on it.
 type gatewayKey struct {
-	scheme, addr, sni, alpn string
-	ca                      *x509.CertPool // see trustLocked
-	noEarly                 bool
+	scheme, addr, sni string
+	noHTTP1, noHTTP2  bool           // see Spec.HTTP2
+	ca                *x509.CertPool // see trustLocked
+	noEarly           bool
 }
 
 // members are the Upstreams of a group, made when first wanted and forgotten
@@ -191,7 +191,7 @@ func (ms *members) newMember(e *resolve.Endpoint) (*member, error) {
 }
 
 func (ms *members) gateLocked(s Spec) *gateway {
-	k := gatewayKey{s.Scheme, s.Addr(), s.SNI, strings.Join(s.alpn(), " "), ms.trustLocked(s.CA), s.NoEarly}
+	k := gatewayKey{s.Scheme, s.Addr(), s.SNI, s.HTTP2 != nil && *s.HTTP2, s.HTTP2 != nil && !*s.HTTP2, ms.trustLocked(s.CA), s.NoEarly}
 	if g := ms.gates[k]; g != nil {
 		return g
 	}
@@ -222,7 +222,7 @@ func (ms *members) gateLocked(s Spec) *gateway {
 // file itself, and those that trust the same share connections.
 func (ms *members) trustLocked(ca *x509.CertPool) *x509.CertPool {
 	if slices.Contains(ms.trust, ca) {
-		return ca // as for every flow but the first: comparing takes microseconds
+		return ca // as for most flows: comparing takes microseconds
 	}
 	if i := slices.IndexFunc(ms.trust, ca.Equal); i >= 0 {
 		return ms.trust[i]

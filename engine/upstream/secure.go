@@ -89,19 +89,14 @@ type secure struct {
 	http1 atomic.Bool // the last connection settled on HTTP/1.1
 }
 
-// alpn are the protocols that TLS offers.
-func (s Spec) alpn() []string {
-	switch {
-	case s.HTTP2 == nil:
-		return []string{alpnH2, alpnHTTP1}
-	case *s.HTTP2:
-		return []string{alpnH2}
-	}
-	return []string{alpnHTTP1}
-}
-
 func newSecure(nd *netDialer, s Spec, stats *counters) *secure {
-	alpn := s.alpn()
+	alpn := []string{alpnH2, alpnHTTP1}
+	if s.HTTP2 != nil {
+		alpn = []string{alpnHTTP1}
+		if *s.HTTP2 {
+			alpn = []string{alpnH2}
+		}
+	}
 	d := &secure{net: nd, spec: s, stats: stats, tls: tlsConfig(s, alpn)}
 	d.h2.dial = d.dial
 	d.line = connectLine(newPool(nd.opts.PoolMax, stats, d.dialHTTP1))
