@@ -273,5 +273,9 @@ func (e *Engine) end() error {
 	return nil
 }
 
+// Done is closed once Run has restored the machine, or tried to, at its end:
+// before watchers are told that the state is Off.
+func (e *Engine) Done() <-chan struct{} { return e.ended }
+
 // Shutdown asks Run to end; it does not wait.
 func (e *Engine) Shutdown() { e.quitOnce.Do(func() { close(e.quit) }) }

@@ -125,12 +125,20 @@ func steer(socket string) string {
 // the first start and at the end.
 func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, starts bool) {
 	last := api.Status{}
+	ending := func() bool { // that it has ended is said at the end
+		select {
+		case <-eng.Done():
+			return true
+		default:
+			return ctx.Err() != nil
+		}
+	}
 	show := func(st api.Status) {
 		if st.State == last.State && st.Cause == last.Cause {
 			return
 		}
 		before := last.State
-		news := st.State != api.Off || st.Cause != "" || ctx.Err() == nil && !(starts && last.State == "")
+		news := st.State != api.Off || st.Cause != "" || !ending() && !(starts && last.State == "")
 		last = st
 		if news {
 			fmt.Fprint(w, summary(before, st, steer))
