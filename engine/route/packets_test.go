@@ -246,20 +246,26 @@ func TestPacketsDeadProxy(t *testing.T) {
 	}
 }
 
-// TestPacketsRefusedUDP: a proxy that says that it takes no UDP is asked once.
-func TestPacketsRefusedUDP(t *testing.T) {
-	var asked atomic.Int32
+// associating is a handler behind a SOCKS5 proxy that answers each request for
+// an association with reply and hangs up, and how many it was sent.
+func associating(t *testing.T, reply ...byte) (*Handler, *atomic.Int32) {
+	asked := new(atomic.Int32)
 	proxy := serve(t, func(c *net.TCPConn) {
 		b := make([]byte, 64)
 		c.Read(b)
 		c.Write([]byte{5, 0})
 		if n, _ := c.Read(b); n > 1 && b[1] == 3 {
 			asked.Add(1)
-			c.Write([]byte{5, 7, 0, 1, 0, 0, 0, 0, 0, 0})
+			c.Write(reply)
 		}
 	})
 	u := newUpstream(t, "socks5://"+proxy.String(), upstream.Options{})
-	h := handler(t, func(o *Options) { o.Current = func() *upstream.Upstream { return u } })
+	return handler(t, func(o *Options) { o.Current = func() *upstream.Upstream { return u } }), asked
+}
+
+// TestPacketsRefusedUDP: a proxy that says that it takes no UDP is asked once.
+func TestPacketsRefusedUDP(t *testing.T) {
+	h, asked := associating(t, 5, 7, 0, 1, 0, 0, 0, 0, 0, 0)
 	for i := range 3 {
 		a := newAppSocket()
 		to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(443+i))
@@ -411,17 +417,7 @@ func TestPacketsWaitWithoutBuffer(t *testing.T) {
 // TestPacketsLeavingProxy: a proxy that takes associations and drops them is
 // not asked for one with every datagram.
 func TestPacketsLeavingProxy(t *testing.T) {
-	var asked atomic.Int32
-	proxy := serve(t, func(c *net.TCPConn) {
-		b := make([]byte, 64)
-		c.Read(b)
-		c.Write([]byte{5, 0})
-		c.Read(b)
-		asked.Add(1)
-		c.Write([]byte{5, 0, 0, 1, 127, 0, 0, 1, 0, 9})
-	})
-	u := newUpstream(t, "socks5://"+proxy.String(), upstream.Options{})
-	h := handler(t, func(o *Options) { o.Current = func() *upstream.Upstream { return u } })
+	h, asked := associating(t, 5, 0, 0, 1, 127, 0, 0, 1, 0, 9)
 	a := newAppSocket()
 	to := netip.MustParseAddrPort("127.0.0.1:9999")
 	carryPackets(t, h, udpFlow(to), a)
