@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,29 +14,6 @@ import (
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
-
-// inNamespace runs the test in a network namespace of its own: the test binary
-// starts itself again there, and reports true in that second process.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv("NETSTACK_NAMESPACE") == t.Name() {
-		return true
-	}
-	t.Parallel()
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: not root, the kernel path is not tested")
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
-	cmd.Env = append(os.Environ(), "NETSTACK_NAMESPACE="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-		t.Errorf("in its namespace: %v\n%s", err, out)
-	} else if testing.Verbose() {
-		t.Logf("in its namespace:\n%s", out)
-	}
-	return false
-}
 
 func sh(t testing.TB, line string) {
 	t.Helper()

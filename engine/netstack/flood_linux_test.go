@@ -22,6 +22,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/engine/route"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
+	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
 )
 
 // sinkProxy is a SOCKS5 proxy whose relay swallows what apps send and sends
@@ -151,7 +152,7 @@ func balance(t *testing.T, way string, sent uint64, sum func() (arrived, counted
 // TestUDPFlood sends 100,000 datagrams a second for a second each way, through
 // the device, the route and a SOCKS5 proxy: each one arrives or is counted once.
 func TestUDPFlood(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	proxy := startSinkProxy(t)
@@ -257,7 +258,7 @@ func (h *echoHandler) HandlePackets(ctx context.Context, _ flow.Flow, app net.Pa
 // TestUDPSegments has an app send many datagrams in one call (UDP_SEGMENT): they
 // pass the device together, both ways, and reach the app one by one.
 func TestUDPSegments(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := &echoHandler{}

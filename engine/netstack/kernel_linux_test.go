@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
 )
 
 // localHandler carries every flow to the port of the same number on loopback.
@@ -204,7 +205,7 @@ func dial(t testing.TB, host, port string) *net.TCPConn {
 }
 
 func TestKernelTCP(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	startKernel(t, &localHandler{})
@@ -328,7 +329,7 @@ func testParallel(t *testing.T, host, port string) {
 }
 
 func TestKernelReject(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := &localHandler{reject: func(f flow.Flow) flow.Reason { return flow.Reason(f.Dst.Port() - 1000) }}
@@ -360,7 +361,7 @@ func TestKernelReject(t *testing.T) {
 // TestKernelHeld checks that a SYN repeated while the handler thinks opens no
 // second flow.
 func TestKernelHeld(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := &localHandler{delay: 1500 * time.Millisecond} // the SYN is repeated after 1 s
@@ -377,7 +378,7 @@ func TestKernelHeld(t *testing.T) {
 }
 
 func TestKernelUDP(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	rig := startKernel(t, &localHandler{})
@@ -416,7 +417,7 @@ func TestKernelUDP(t *testing.T) {
 }
 
 func TestKernelUDPRefused(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	startKernel(t, &localHandler{noUDP: true})
@@ -437,7 +438,7 @@ func TestKernelUDPRefused(t *testing.T) {
 // TestKernelOldConnection checks that a connection from before the start fails
 // at once rather than after minutes.
 func TestKernelOldConnection(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	sh(t, `ip link set lo up; ip addr add 203.0.113.7/32 dev lo; ip addr add 198.18.0.1/32 dev lo`)

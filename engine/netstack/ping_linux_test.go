@@ -10,10 +10,12 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
 )
 
 func TestKernelPing(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	startKernel(t, &localHandler{})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
 )
 
 // redirectTo loads the rule that platform/linux has (its tests show that). What
@@ -44,7 +45,7 @@ func startRedirect(t *testing.T, h *localHandler) *kernelRig {
 }
 
 func TestRedirectTCP(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	rig := startRedirect(t, &localHandler{})
@@ -79,7 +80,7 @@ func testDeadAfterConnect(t *testing.T, host string) {
 func (r *kernelRig) stack() *Stack { return &Stack{carrier: r.kernel, path: "kernel"} }
 
 func TestRedirectProbe(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := &localHandler{}
@@ -111,7 +112,7 @@ N`)
 
 // TestRedirectStranger: whoever dials the port itself is refused.
 func TestRedirectStranger(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := &localHandler{}
@@ -134,7 +135,7 @@ func TestRedirectStranger(t *testing.T) {
 // TestRedirectSwitches: connections survive that the rule comes and goes, and
 // new ones take the other way.
 func TestRedirectSwitches(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	rig := startKernel(t, &localHandler{})
@@ -182,7 +183,7 @@ func TestRedirectSwitches(t *testing.T) {
 // TestRedirectEnds: the apps of redirected flows are told before the system
 // ceases to translate; others live on.
 func TestRedirectEnds(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	rig := startKernel(t, &localHandler{})

@@ -20,6 +20,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
 )
 
 // userspaceDevices are the devices that the path runs on, with their MTU: raw
@@ -66,7 +67,7 @@ func onEachDevice(t *testing.T, h flow.Handler, test func(t *testing.T, s *Stack
 
 // The userspace path against this machine's kernel, through a real TUN.
 func TestUserspaceRealTUN(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := gvisorHandler{packets: echoPackets, stream: func(_ context.Context, f flow.Flow, p flow.Pending) {
@@ -124,7 +125,7 @@ func testRealTUN(t *testing.T, _ *Stack) {
 // connections. 1,000 source ports make each come round thirty times here, and no
 // memory is left behind.
 func TestUserspaceNoStall(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := gvisorHandler{stream: func(_ context.Context, f flow.Flow, p flow.Pending) {

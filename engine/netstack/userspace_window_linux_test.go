@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
 )
 
 // A window that shuts must not stop the other direction (see narrow): an app
@@ -20,7 +21,7 @@ import (
 // it has read, fill both windows to the byte again and again, in pieces of any
 // size. The app's kernel is this machine's.
 func TestUserspaceWindowsDoNotStall(t *testing.T) {
-	if !inNamespace(t) {
+	if !nstest.Inside(t) {
 		return
 	}
 	h := gvisorHandler{stream: func(_ context.Context, f flow.Flow, p flow.Pending) {

@@ -10,48 +10,27 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
-const insideEnv = "ATLANTIC_TEST_INSIDE"
-
-// inNamespace runs the calling test once more in a network and mount namespace
-// of its own, and reports whether this is that second run. The machine's own
-// network is never touched.
+// inNamespace is nstest.Inside with a prepared machine.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(insideEnv) == t.Name() {
-		prepareNamespace(t)
-		return true
+	if !nstest.Inside(t) {
+		return false
 	}
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: not root, and network namespaces need it")
-	}
-	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), insideEnv+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("in the namespace: %v\n%s", err, out)
-	}
-	if !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-		t.Fatalf("the test did not pass in the namespace:\n%s", out)
-	}
-	return false
+	prepareNamespace(t)
+	return true
 }
 
 // prepareNamespace makes the machine of the tests: eth0 with a private subnet
 // of both families, and a default route.
 func prepareNamespace(t *testing.T) {
 	t.Helper()
-	run(t, "mount", "--make-rprivate", "/")
 	run(t, "mount", "-t", "sysfs", "sysfs", "/sys")
 	for _, line := range strings.Split(strings.TrimSpace(`
 ip link set lo up
