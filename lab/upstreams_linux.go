@@ -17,6 +17,7 @@ type ProxyOptions struct {
 	HTTP1Only      bool // HTTPS: no HTTP/2
 	NoUDP          bool // SOCKS5
 	DropEarly      bool // see proxy.Options
+	Forwards       bool // see proxy.Options
 	Admit          func(user, password string) bool
 }
 
@@ -43,7 +44,7 @@ func (l *Lab) StartProxy(opt ProxyOptions) (*proxy.Proxy, error) {
 		Network: l.nodes[Internet].ns, Scheme: opt.Scheme, Listen: netip.AddrPortFrom(listen, opt.Port),
 		From4: Upstream4(opt.Index), From6: Upstream6(opt.Index),
 		User: opt.User, Password: opt.Password, Cert: cert, WrongCert: wrong,
-		HTTP1Only: opt.HTTP1Only, NoUDP: opt.NoUDP, DropEarly: opt.DropEarly, Admit: opt.Admit,
+		HTTP1Only: opt.HTTP1Only, NoUDP: opt.NoUDP, DropEarly: opt.DropEarly, Forwards: opt.Forwards, Admit: opt.Admit,
 		Resolve: func(name string) []netip.Addr { addrs, _ := l.Zone.Lookup(name); return addrs },
 		Log:     l.log,
 	})

@@ -122,14 +122,23 @@ func (l *line) ready(ctx context.Context, dial func(context.Context) (*warm, err
 
 // appendConnect adds the request in RFC 9110 section 9.3.6, with credentials
 // as in RFC 7617 (UTF-8).
-func appendConnect(b []byte, s *Spec, t flow.Target) []byte {
+//
+// What leaves ahead of the answer is whatever an app says. A proxy that refuses
+// the CONNECT and keeps the connection would take it for the next request,
+// which no rule has seen: squid 5.7, Apache 2.4 and HAProxy 2.6 do (27 November
+// 2026). "Connection: close" forbids them that (RFC 9931; RFC 9112
+// section 9.6); on a CONNECT that they accept it changes nothing.
+func appendConnect(b []byte, a *ask) []byte {
 	b = append(b, "CONNECT "...)
-	b = appendHostPort(b, t)
+	b = appendHostPort(b, a.t)
 	b = append(b, " HTTP/1.1\r\nHost: "...)
-	b = appendHostPort(b, t)
-	if a := basicAuth(*s); a != "" {
+	b = appendHostPort(b, a.t)
+	if auth := basicAuth(*a.spec); auth != "" {
 		b = append(b, "\r\nProxy-Authorization: "...)
-		b = append(b, a...)
+		b = append(b, auth...)
+	}
+	if a.ahead {
+		b = append(b, "\r\nConnection: close"...)
 	}
 	return append(b, "\r\n\r\n"...)
 }

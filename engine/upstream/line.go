@@ -22,7 +22,7 @@ import (
 type line struct {
 	pool    *pool
 	what    string // in errors
-	request func(b []byte, s *Spec, t flow.Target) []byte
+	request func(b []byte, a *ask) []byte
 	reply   func(*answer) error // reads one to the byte
 	pace    pace
 	bufs    sync.Pool // *[lineBufBytes]byte
@@ -186,7 +186,7 @@ func (k *talk) send() error {
 		buf = new([lineBufBytes]byte)
 	}
 	defer k.line.bufs.Put(buf)
-	b := k.line.request(buf[:0], k.a.spec, k.a.t)
+	b := k.line.request(buf[:0], &k.a)
 	if k.a.ahead {
 		b = append(b, k.a.early...)
 	}

@@ -46,7 +46,7 @@ func newSOCKS5(nd *netDialer, s Spec, stats *counters) *socks5 {
 	d.line = line{
 		pool:    newPool(nd.opts.PoolMax, stats, func(ctx context.Context) (*warm, error) { return d.dial(ctx, handshakeTimeout) }),
 		what:    "SOCKS5 handshake",
-		request: func(b []byte, _ *Spec, t flow.Target) []byte { return appendSOCKSRequest(b, socksConnect, t) },
+		request: func(b []byte, a *ask) []byte { return appendSOCKSRequest(b, socksConnect, a.t) },
 		reply:   socksReply,
 	}
 	return d
@@ -97,7 +97,7 @@ func (d *socks5) request(ctx context.Context, command byte, t flow.Target) (c *n
 	l := &line{
 		pool:    d.line.pool,
 		what:    "SOCKS5 request",
-		request: func(b []byte, _ *Spec, t flow.Target) []byte { return appendSOCKSRequest(b, command, t) },
+		request: func(b []byte, a *ask) []byte { return appendSOCKSRequest(b, command, a.t) },
 		reply:   socksReply,
 	}
 	k, err := l.talk(ctx, nil, ask{spec: &d.spec, t: t})

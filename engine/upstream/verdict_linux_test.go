@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -17,24 +16,15 @@ import (
 // that people run, and the bytes are exact.
 func TestRealVerdicts(t *testing.T) {
 	for name, start := range map[string]func(*testing.T) string{
-		"tinyproxy": func(t *testing.T) string {
-			port := freePort(t)
-			conf := write(t, t.TempDir(), "tinyproxy.conf", fmt.Sprintf("Port %d\nListen 127.0.0.1\nTimeout 60\nMaxClients 200\nLogLevel Error\n", port))
-			start(t, port, "tinyproxy", "-d", "-c", conf)
-			return fmt.Sprintf("http://127.0.0.1:%d", port)
+		"tinyproxy": func(t *testing.T) string { return tinyproxy(t, "") },
+		"squid":     func(t *testing.T) string { return squid(t, "") },
+		"dante":     func(t *testing.T) string { return dante(t) },
+		"apache": func(t *testing.T) string {
+			rawURL, _ := apache(t, false, "1-65535")
+			return rawURL
 		},
-		"squid": func(t *testing.T) string {
-			dir, port := shareDir(t), freePort(t)
-			conf := write(t, dir, "squid.conf", fmt.Sprintf("http_port 127.0.0.1:%d\nhttp_access allow all\npid_filename %s/pid\ncache_log %s/cache.log\naccess_log none\ncache deny all\ncoredump_dir %s\nshutdown_lifetime 0 seconds\nnetdb_filename none\n", port, dir, dir, dir))
-			start(t, port, "squid", "-N", "-f", conf)
-			return fmt.Sprintf("http://127.0.0.1:%d", port)
-		},
-		"dante": func(t *testing.T) string {
-			dir, port := shareDir(t), freePort(t)
-			conf := write(t, dir, "danted.conf", fmt.Sprintf("logoutput: %s/log\ninternal: 127.0.0.1 port = %d\nexternal: 127.0.0.1\nclientmethod: none\nsocksmethod: none\nuser.privileged: root\nuser.unprivileged: nobody\nclient pass {\n from: 0.0.0.0/0 to: 0.0.0.0/0\n}\nsocks pass {\n from: 0.0.0.0/0 to: 0.0.0.0/0\n}\n", dir, port))
-			start(t, port, "danted", "-f", conf, "-p", filepath.Join(dir, "pid"))
-			return fmt.Sprintf("socks5://127.0.0.1:%d", port)
-		},
+		"haproxy": func(t *testing.T) string { return haproxy(t, tinyproxy(t, ""), "") },
+		"nghttpx": func(t *testing.T) string { return nghttpx(t, tinyproxy(t, "")) },
 		"microsocks": func(t *testing.T) string {
 			port := freePort(t)
 			start(t, port, "microsocks", "-i", "127.0.0.1", "-p", fmt.Sprint(port))

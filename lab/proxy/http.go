@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
@@ -62,9 +63,12 @@ func (p *Proxy) serveHTTP1(c net.Conn) error {
 			}
 			return err
 		}
+		if p.opt.Forwards && req.URL.IsAbs() {
+			return p.forward(c, req)
+		}
 		target, status, text := p.decide(req)
 		if target == nil {
-			keep := req.Method == http.MethodConnect && status != http.StatusOK && status != http.StatusBadRequest
+			keep := req.Method == http.MethodConnect && status != http.StatusOK && status != http.StatusBadRequest && !req.Close
 			if err := answerHTTP1(c, status, text, keep); err != nil || !keep {
 				return err
 			}
@@ -100,6 +104,29 @@ func answerHTTP1(c net.Conn, status int, text string, keep bool) error {
 	return err
 }
 
+// forward fetches what was asked for, once, and closes the connection.
+func (p *Proxy) forward(c net.Conn, req *http.Request) error {
+	p.Counters.Forwarded.Add(1)
+	port, err := strconv.ParseUint(cmp.Or(req.URL.Port(), "80"), 10, 16)
+	if err != nil {
+		return answerHTTP1(c, http.StatusBadRequest, "bad port\n", false)
+	}
+	target, err := p.dial(req.URL.Hostname(), uint16(port))
+	if err != nil {
+		return answerHTTP1(c, http.StatusBadGateway, err.Error()+"\n", false)
+	}
+	if !p.track(target) {
+		return nil
+	}
+	defer p.untrack(target)
+	req.Close = true
+	if err := req.Write(target); err != nil {
+		return err
+	}
+	_, err = io.Copy(c, target)
+	return err
+}
+
 // decide checks one request and connects to its target. Without a target,
 // status and text are the answer.
 func (p *Proxy) decide(r *http.Request) (target net.Conn, status int, text string) {
@@ -116,6 +143,8 @@ func (p *Proxy) decide(r *http.Request) (target net.Conn, status int, text strin
 		return nil, http.StatusMethodNotAllowed, "this proxy speaks CONNECT only\n"
 	case p.is(Refuse):
 		return nil, http.StatusBadGateway, "refused\n"
+	case p.is(Forbid):
+		return nil, http.StatusForbidden, "not from here\n"
 	}
 	host, portText, err := net.SplitHostPort(r.Host)
 	port, portErr := strconv.ParseUint(portText, 10, 16)

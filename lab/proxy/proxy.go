@@ -49,6 +49,7 @@ const (
 	Hangup        // closes each connection as soon as it is accepted
 	Reset         // resets each connection as soon as it is accepted
 	BadCert       // HTTPS: a certificate for another name
+	Forbid        // HTTP: 403 to each CONNECT
 )
 
 // handshakeTimeout bounds how long a client may take to say what it wants.
@@ -82,8 +83,11 @@ type Options struct {
 	// DropEarly loses what a client sends before it is told that its CONNECT
 	// has succeeded, as some proxies do; HTTP/2 streams carry it all the same.
 	DropEarly bool
-	Resolve   func(name string) []netip.Addr
-	Log       *slog.Logger
+	// Forwards has requests for http:// URLs fetched, as squid and Apache do:
+	// those too that follow a refused CONNECT on a connection that is kept.
+	Forwards bool
+	Resolve  func(name string) []netip.Addr
+	Log      *slog.Logger
 }
 
 // Counters only grow, but for Open.
@@ -92,6 +96,7 @@ type Counters struct {
 	Handshakes atomic.Int64 // TLS handshakes, or SOCKS5 negotiations, completed
 	Connects   atomic.Int64 // CONNECT requests read, good or bad
 	Served     atomic.Int64 // CONNECT requests that were answered with success
+	Forwarded  atomic.Int64 // requests fetched, see Options.Forwards
 	UDP        atomic.Int64 // UDP associations
 	Datagrams  atomic.Int64 // relayed, both ways
 	Open       atomic.Int64 // TCP connections now

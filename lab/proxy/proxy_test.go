@@ -131,6 +131,31 @@ func TestEarlyDataIsLost(t *testing.T) {
 	}
 }
 
+// TestForwards: what follows a refused CONNECT is a request of its own, unless
+// the proxy was told to close the connection.
+func TestForwards(t *testing.T) {
+	for order, want := range map[string]int64{"": 1, "Connection: close\r\n": 0} {
+		t.Run(order, func(t *testing.T) {
+			p := start(t, Options{Scheme: HTTP, Forwards: true})
+			p.SetFault(Forbid)
+			c, err := net.Dial("tcp", p.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			io.WriteString(c, "CONNECT a.test:80 HTTP/1.1\r\nHost: a.test:80\r\n"+order+"\r\nGET http://missing.test/ HTTP/1.1\r\nHost: missing.test\r\n\r\n")
+			b, err := io.ReadAll(c)
+			if !strings.HasPrefix(string(b), "HTTP/1.1 403 ") || err != nil {
+				t.Fatalf("%q %v", b, err)
+			}
+			if got := p.Counters.Forwarded.Load(); got != want {
+				t.Errorf("%d requests forwarded", got)
+			}
+		})
+	}
+}
+
 func TestSOCKSReplies(t *testing.T) {
 	free, _ := net.Listen("tcp", "127.0.0.1:0")
 	closed := free.Addr().(*net.TCPAddr).AddrPort()
