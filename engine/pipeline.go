@@ -110,7 +110,7 @@ func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
 	p.addr4 = netip.PrefixFrom(cfg.DNS.FakeRange.Masked().Addr().Next(), cfg.DNS.FakeRange.Bits())
 	err := e.openStack(ctx, run, p, cfg.TUN.Stack)
 	if errors.Is(err, errProbe) && cfg.TUN.Stack == "auto" {
-		p.warning = "this machine's firewall drops what comes in by " + cfg.TUN.Name + ", so the slower userspace path is used; let it in for full speed"
+		p.warning = slowPath(cfg.TUN.Name, err)
 		err = e.openStack(ctx, run, p, "userspace")
 	}
 	if err != nil {
@@ -131,6 +131,15 @@ func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
 		p.goRun(e, run, "redirect", func(ctx context.Context) error { return p.carry(ctx, e) })
 	}
 	return nil
+}
+
+// slowPath says why the kernel path is not used. A firewall is named only where
+// it was seen at work.
+func slowPath(tun string, err error) string {
+	if errors.Is(err, netstack.ErrNotLetIn) {
+		return "this machine's firewall drops what comes in by " + tun + ", so the slower userspace path is used; let it in for full speed"
+	}
+	return "the slower userspace path is used, as the kernel path failed: " + err.Error()
 }
 
 // hasAddress tells whether the interface bears a: a machine whose IPv6 is

@@ -22,7 +22,8 @@ import (
 type Host interface {
 	// OpenTUN creates the TUN device and returns it. The device disappears
 	// when it is closed or when the process ends. The returned device may also
-	// satisfy MultiQueue.
+	// satisfy MultiQueue. A NetConfig.Redirect in force ends: the listener that
+	// it led to was an earlier device's.
 	OpenTUN(TUNConfig) (tun.Device, error)
 
 	// Apply makes the machine match cfg. It is idempotent, and all-or-nothing:

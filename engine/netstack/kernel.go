@@ -44,6 +44,7 @@ type kernel struct {
 	cutUDP   atomic.Bool // the device takes no datagrams joined in one packet
 	counters counters
 
+	probes    atomic.Int64       // whose SYN came by the TUN
 	pending   atomic.Int64       // handshakes held
 	pendingTo [1024]atomic.Int64 // of them, by hash of the destination
 

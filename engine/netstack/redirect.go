@@ -191,7 +191,7 @@ func (s *Stack) ProbeRedirect(ctx context.Context) error {
 	if !ok || k.redirect == nil {
 		return errors.New("this stack takes no redirected connections")
 	}
-	return k.probe(ctx, func(c net.Conn) error {
+	return k.probe(ctx, probeWithin, func(c net.Conn) error {
 		_ = c.SetReadDeadline(time.Now().Add(probeWithin))
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 			return fmt.Errorf("a connection to %v was not redirected: %w", c.RemoteAddr(), err)

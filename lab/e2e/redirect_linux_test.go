@@ -132,3 +132,35 @@ func TestRedirectKilled(t *testing.T) {
 		t.Errorf("after rescue:\n%s\nbefore:\n%s", after, before)
 	}
 }
+
+// The device is taken away while the redirect is in force: what comes next is
+// the kernel path again, and nobody's firewall is blamed.
+func TestRedirectWithoutDevice(t *testing.T) {
+	l := lab.NewTest(t, lab.Options{})
+	upstream, _ := earlyProxy().upstream(t, l)
+	s := start(t, l, labDNS+upstream, "--up")
+	s.await(api.On)
+	for range 3 {
+		awaitCarrier(t, l, s, api.CarrierRedirect)
+		if out, err := l.Command(lab.Client, "ip", "link", "del", "atlantic0").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		await(t, "the device to come back", func() bool {
+			return l.Command(lab.Client, "ip", "link", "show", "atlantic0").Run() == nil && s.status().State == api.On
+		})
+		if st := s.status(); st.TUN.Path != "kernel" || len(st.Warnings) > 0 {
+			t.Fatalf("path %q, warnings %q\n%s", st.TUN.Path, st.Warnings, s.out)
+		}
+		fetches(t, l, earlyProxy())
+	}
+}
+
+// await waits until cond holds.
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
