@@ -117,7 +117,7 @@ func New(opt Options) (*Engine, error) {
 	e.timer = time.NewTimer(time.Hour)
 	e.timer.Stop()
 	var err error
-	if e.rules, err = compileRules(opt.Config); err != nil {
+	if e.rules, err = opt.Config.RuleSet(); err != nil {
 		return nil, err
 	}
 	e.names, err = newNames(opt.Config.DNS.Servers, opt.Host.Control, opt.Log)

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -166,9 +165,9 @@ type sources struct {
 func (s *sources) of(name string, weight int) (resolve.Source, error) {
 	for _, u := range s.cfg.Upstreams {
 		if u.Name == name {
-			spec, err := specOf(u)
+			spec, err := u.Spec()
 			if err != nil {
-				return resolve.Source{}, err
+				return resolve.Source{}, fmt.Errorf("upstream %q: %w", u.Name, err)
 			}
 			return resolve.Source{Gateways: []resolve.Gateway{{
 				Name: u.Name, Scheme: spec.Scheme, Host: spec.Host, Port: spec.Port,
@@ -184,7 +183,7 @@ func (s *sources) of(name string, weight int) (resolve.Source, error) {
 		if p.Kind == "list" {
 			return resolve.Source{List: s.list(p)}, nil
 		}
-		a, err := account(p)
+		a, err := p.Account()
 		if err != nil {
 			return resolve.Source{}, fmt.Errorf("provider %q: %w", p.Name, err)
 		}
@@ -192,18 +191,6 @@ func (s *sources) of(name string, weight int) (resolve.Source, error) {
 		return resolve.Source{Account: a}, nil
 	}
 	return resolve.Source{}, fmt.Errorf("there is no upstream or provider %q", name)
-}
-
-// account is p's, with what a dialler needs to know.
-func account(p config.Provider) (*resolve.Account, error) {
-	a, err := p.Account()
-	if err != nil {
-		return nil, err
-	}
-	spec := upstream.Spec{NoEarly: !p.EarlyData}
-	spec.CA, err = certPool(p.CA)
-	a.Attached = spec
-	return a, err
 }
 
 // list is a subscription; what was read last outlives a restart.
@@ -285,8 +272,7 @@ func (e *Engine) NewSession(ctx context.Context, want api.NewSession) (api.Sessi
 		return api.Session{}, &api.Error{Code: api.ErrBadRequest, Message: fmt.Sprintf("upstream %q has fixed credentials: it has no sessions", name),
 			Hint: "sessions belong to a [[provider]]"}
 	default:
-		return api.Session{}, &api.Error{Code: api.ErrUnknownName, Message: fmt.Sprintf("there is no upstream named %q", redactChoice(name)),
-			Hint: "known: " + strings.Join(e.ups.names(), ", ")}
+		return api.Session{}, e.ups.unknown(name)
 	}
 	made, err := b.resolver.NewSession(ctx, resolve.Key{App: want.App, Domain: want.Domain}, b.up.CheckEndpoint)
 	if err != nil {

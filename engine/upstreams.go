@@ -1,8 +1,8 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
 
@@ -55,22 +56,19 @@ func newUpstreams(cfg *config.Config, stateDir string, opt upstream.Options) (*u
 		us.verdicts.keep(u)
 		us.poke()
 	}
-	spec, err := upstream.ParseURL("direct", "direct://")
-	if err != nil {
-		return nil, err
-	}
-	if us.direct, err = us.open(spec, 0); err != nil {
+	var err error
+	if us.direct, err = us.open(proxy.Spec{Name: "direct", Scheme: proxy.Direct}, 0); err != nil {
 		return nil, err
 	}
 	us.byName["direct"] = us.direct
 	for _, c := range cfg.Upstreams {
-		spec, err := specOf(c)
+		spec, err := c.Spec()
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("upstream %q: %w", c.Name, err)
 		}
 		u, err := us.open(spec, c.Pool)
 		if err != nil {
-			return nil, fmt.Errorf("upstream %q: %w", c.Name, err)
+			return nil, err
 		}
 		us.add(u)
 	}
@@ -85,7 +83,7 @@ func newUpstreams(cfg *config.Config, stateDir string, opt upstream.Options) (*u
 }
 
 // open makes an upstream of one proxy, with what is known about it.
-func (us *upstreams) open(spec upstream.Spec, pool int) (*upstream.Upstream, error) {
+func (us *upstreams) open(spec proxy.Spec, pool int) (*upstream.Upstream, error) {
 	u, err := upstream.New(spec, us.pooled(pool))
 	if err == nil {
 		u.SetEarly(us.verdicts.known(spec))
@@ -153,22 +151,33 @@ func (us *upstreams) find(choice string) (*upstream.Upstream, error) {
 		return u, nil
 	}
 	if !strings.Contains(choice, "://") {
-		return nil, &api.Error{
-			Code:    api.ErrUnknownName,
-			Message: fmt.Sprintf("there is no upstream named %q", choice),
-			Hint:    "known: " + strings.Join(us.names(), ", ") + "; or give a URL such as socks5://user:password@host:1080",
-		}
+		return nil, us.unknown(choice)
 	}
-	spec, err := upstream.ParseURL("", choice)
+	spec, err := proxy.ParseURL("", choice)
 	if err != nil {
-		return nil, &api.Error{Code: api.ErrBadRequest, Message: err.Error(),
-			Hint: "an upstream is scheme://[user:password@]host[:port] with scheme http, https, socks5 or direct"}
+		e := &api.Error{Code: api.ErrBadRequest, Message: err.Error()}
+		var pe *proxy.Error
+		if errors.As(err, &pe) {
+			e.Hint = pe.Hint
+		}
+		return nil, e
 	}
 	spec.Name = spec.Host
 	if spec.Scheme == "direct" {
 		return us.direct, nil
 	}
 	return us.open(spec, config.DefaultPool)
+}
+
+// unknown is the error for a name that nothing has. It quotes nothing else: a URL
+// that lacks its scheme may have a password.
+func (us *upstreams) unknown(name string) *api.Error {
+	e := &api.Error{Code: api.ErrUnknownName, Message: "there is no upstream of that name",
+		Hint: "known: " + strings.Join(us.names(), ", ") + "; or give a URL such as socks5://user:password@host:1080"}
+	if config.IsName(name) {
+		e.Message = fmt.Sprintf("there is no upstream named %q", name)
+	}
+	return e
 }
 
 // use makes u, which find has returned for choice, the one in use.
@@ -268,15 +277,17 @@ func (us *upstreams) close() {
 	}
 }
 
-// redactChoice hides the password of a choice that is a URL.
+// redactChoice hides the credentials of a choice that is a URL: the user name
+// too, which may be an account's, or hold a session. What is neither a URL nor a
+// name is not shown at all.
 func redactChoice(choice string) string {
-	if !strings.Contains(choice, "://") {
+	if config.IsName(choice) {
 		return choice
 	}
-	u, err := url.Parse(choice)
+	s, err := proxy.ParseURL("", choice)
 	if err != nil {
 		return "(a URL)"
 	}
-	u.User = nil // a user name may be an account's, or hold a session
-	return u.String()
+	s.Username, s.Password = "", ""
+	return s.String()
 }

@@ -7,13 +7,17 @@
 //
 // The file is TOML (docs/CONFIG.md is the reference). Every key is known, or
 // it is an error; every default is in Default. Nothing here keeps state or
-// starts a goroutine. The engine imports it; of ours it needs what vendors take
-// (engine/resolve, assets).
+// starts a goroutine. The engine and the CLI import it. It imports what decides
+// about validity, and makes the values that the engine is built of (Upstream.Spec,
+// Provider.Account, Config.RuleSet), so that what is accepted here also starts:
+// engine/proxy, engine/resolve, engine/rules, assets.
 package config
 
 import (
 	"fmt"
 	"net/netip"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // maxFileBytes bounds the file, and with it time and memory.
@@ -68,11 +72,12 @@ type Upstream struct {
 	Name string // unique; never auto, direct, block
 	// URL is scheme://host:port without credentials, which are in Username
 	// and Password even if the file has them in the URL.
-	URL      string
-	SNI      string // TLS server name if it is not the URL's host
-	CA       string // absolute path of a PEM file; "" means the system's roots
-	Username string
-	Password Secret
+	URL          string
+	SNI          string // TLS server name if it is not the URL's host
+	CA           string // absolute path of a PEM file; "" means the system's roots
+	Username     string
+	Password     proxy.Secret // "" until Load has read PasswordFrom
+	PasswordFrom string       // "file:/path" or "env:NAME"; "" if Password stands in the file itself
 	// Pool is how many connections are kept ready at most, as demand wants
 	// them; 0 means that each flow makes its own.
 	Pool      int

@@ -19,7 +19,7 @@ import (
 func Set(path, key, value string) error {
 	parts := strings.Split(key, ".")
 	if len(parts) < 2 || parts[0] == "rule" || parts[0] == "group" || len(parts) != 2+btoi(parts[0] == "upstream" || parts[0] == "provider") {
-		return fmt.Errorf("cannot set %q: keys are like tun.mtu or upstream.NAME.url (rules and groups are edited in the file)", clip(key))
+		return errors.New("there is no such key to set: keys are like tun.mtu or upstream.NAME.url (rules and groups are edited in the file)")
 	}
 	name := parts[len(parts)-1]
 	if err := checkKey(parts[0], name); err != nil {
@@ -47,14 +47,14 @@ func Set(path, key, value string) error {
 	}
 	c, src, err := parse(path, edited)
 	if err == nil {
-		err = c.checkAccounts(src)
+		err = c.build(src)
 	}
 	if err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
 	}
-	for _, s := range c.secrets() {
-		if s.secret.Inline() && mode&0o077 != 0 {
-			return src.fail(s.path, "chmod 600 "+path, "nothing was changed: a password would stand in a file that others may read")
+	if mode&0o077 != 0 {
+		if err := c.open(src, mode); err != nil {
+			return fmt.Errorf("nothing was changed: %w", err)
 		}
 	}
 	dir := filepath.Dir(path)
@@ -84,7 +84,7 @@ func edit(name string, data []byte, parts []string, text string) ([]byte, error)
 		table = fmt.Sprintf("provider[%d]", i)
 	}
 	if i < 0 {
-		return nil, fmt.Errorf("there is no %s %q", parts[0], clip(parts[1]))
+		return nil, fmt.Errorf("there is no %s of that name", parts[0])
 	}
 	if sp, ok := src.keys[table+"."+key]; ok {
 		return slices.Concat(data[:sp.valueStart], []byte(text), data[sp.valueEnd:]), nil
@@ -116,7 +116,7 @@ func literal(key, value string) (string, error) {
 		if b, err := strconv.ParseBool(value); err == nil {
 			return strconv.FormatBool(b), nil
 		}
-		return "", fmt.Errorf("%s is true or false, not %q", key, clip(value))
+		return "", fmt.Errorf("%s is true or false", key)
 	case "tun.mtu", "upstream.pool", "provider.pool", "provider.port":
 		if n, err := strconv.Atoi(value); err == nil {
 			return strconv.Itoa(n), nil

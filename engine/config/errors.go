@@ -10,7 +10,7 @@ import (
 type Error struct {
 	File         string
 	Line, Column int    // from 1; 0 if the place is not known
-	Text         string // the offending line, without secrets
+	Text         string // the offending line without its value; "" if it is not shown
 	Msg          string
 	Hint         string // what to do; may be ""
 }
@@ -73,7 +73,10 @@ func unknownKey(key []string) (msg, hint string) {
 	if notYet(key) {
 		return fmt.Sprintf("%q is not in this version", strings.Join(key[:min(2, len(key))], ".")), "remove it"
 	}
-	msg = fmt.Sprintf("unknown key %q", clip(name))
+	msg = "unknown key"
+	if isWord(name) {
+		msg = fmt.Sprintf("unknown key %q", name)
+	}
 	if section != "" {
 		msg += " in [" + section + "]"
 	}
@@ -127,24 +130,27 @@ func distance(a, b string) int {
 	return d[len(a)][len(b)]
 }
 
-// clip bounds a value that an error shows.
-func clip(s string) string {
-	if len(s) > 80 {
-		return strings.ToValidUTF8(s[:77], "") + "..."
+// shown is a line of the file as an error may show it: a header, or the key. No
+// value is: a secret in the wrong place is still one.
+func shown(line string) string {
+	line = strings.TrimSpace(line)
+	if name := strings.Trim(line, "[] \t"); strings.HasPrefix(line, "[") && schema(name) != nil {
+		return line
 	}
-	return s
+	key, _, assigned := strings.Cut(line, "=")
+	key = strings.TrimSpace(key)
+	section, name, dotted := strings.Cut(key, ".")
+	if !dotted {
+		section, name = "", key
+	}
+	known := slices.ContainsFunc(schema(""), func(s string) bool { return slices.Contains(schema(s), name) }) || slices.Contains(schema(""), name)
+	if !assigned || !known || section != "" && schema(section) == nil {
+		return ""
+	}
+	return key + " = …"
 }
 
-// redactLine is a line of the file as an error may show it: what could be a
-// password is left out.
-func redactLine(line string) string {
-	key, _, assigned := strings.Cut(line, "=")
-	lower := strings.ToLower(line)
-	if strings.Contains(lower, "pass") || strings.Contains(line, "@") || strings.Contains(lower, "secret") || strings.Contains(lower, "token") {
-		if !assigned {
-			return "(not shown: it may hold a secret)"
-		}
-		return clip(strings.TrimRight(key, " \t")) + ` = "redacted"`
-	}
-	return clip(strings.TrimRight(line, " \t\r"))
+// isWord says whether an unknown key may be shown: it looks like one.
+func isWord(key string) bool {
+	return key != "" && len(key) <= 24 && strings.Trim(key, "abcdefghijklmnopqrstuvwxyz_") == ""
 }

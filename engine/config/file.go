@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // Load reads the file at path, checks it and who could have written it, and
@@ -74,13 +76,22 @@ func readFile(path string, limit int64) ([]byte, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is not a regular file", path)
+		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s is larger than %d KiB", path, limit>>10)
+		err = &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d KiB", limit>>10)}
 	}
 	return data, info, err
+}
+
+// withoutPath is an error of the file system without the file's name.
+func withoutPath(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
 }
 
 // checkParents refuses a path in which others could put another file.
@@ -103,73 +114,80 @@ func checkParents(path string) error {
 	}
 }
 
-// placed is a secret, or a file's path, and where it stands.
-type placed struct {
-	what   string // `upstream "office"`
-	path   string // of the key, for errors
-	secret *Secret
-	file   string
+// secret is a text that nobody else may read, and where it stands.
+type secret struct {
+	what  string // `upstream "office": a password`
+	path  string // of the key, for errors
+	value *proxy.Secret
+	from  string // where value is read from; "" if it stands in the file
 }
 
-// secrets lists the passwords, set or not.
-func (c *Config) secrets() (out []placed) {
+// secrets lists what is secret and set.
+func (c *Config) secrets() (out []secret) {
+	add := func(what, path string, value *proxy.Secret, from string) {
+		if *value != "" || from != "" {
+			out = append(out, secret{what, path, value, from})
+		}
+	}
 	for i := range c.Upstreams {
 		u := &c.Upstreams[i]
-		out = append(out, placed{fmt.Sprintf("upstream %q", u.Name), fmt.Sprintf("upstream[%d].password", i), &u.Password, ""})
+		add(fmt.Sprintf("upstream %q: a password", u.Name), fmt.Sprintf("upstream[%d].password", i), &u.Password, u.PasswordFrom)
 	}
 	for i := range c.Providers {
 		p := &c.Providers[i]
-		out = append(out, placed{fmt.Sprintf("provider %q", p.Name), fmt.Sprintf("provider[%d].password", i), &p.Password, ""})
+		add(fmt.Sprintf("provider %q: a password", p.Name), fmt.Sprintf("provider[%d].password", i), &p.Password, p.PasswordFrom)
+		if listSecret(p.URL) {
+			url := proxy.Secret(p.URL)
+			add(fmt.Sprintf("provider %q: a list's address, which may hold a token,", p.Name), fmt.Sprintf("provider[%d].url", i), &url, "")
+		}
 	}
 	return out
 }
 
-// files lists the other files that the configuration names.
-func (c *Config) files() (out []placed) {
-	for i, u := range c.Upstreams {
-		out = append(out, placed{fmt.Sprintf("upstream %q: ca", u.Name), fmt.Sprintf("upstream[%d].ca", i), nil, u.CA})
+// open returns an error if something secret stands in a file that others may read.
+func (c *Config) open(src *source, mode fs.FileMode) error {
+	for _, s := range c.secrets() {
+		if s.from == "" {
+			return src.fail(s.path, "chmod 600 "+src.name+`, or password = "file:/path"`,
+				"%s stands in a file that others may read (mode %04o)", s.what, mode)
+		}
 	}
-	for i, p := range c.Providers {
-		out = append(out, placed{fmt.Sprintf("provider %q: ca", p.Name), fmt.Sprintf("provider[%d].ca", i), nil, p.CA},
-			placed{fmt.Sprintf("provider %q: template", p.Name), fmt.Sprintf("provider[%d].template", i), nil, p.Template})
-	}
-	return out
+	return nil
 }
 
 // resolve reads secrets and checks what the file alone cannot tell.
 func (c *Config) resolve(src *source, info fs.FileInfo) error {
-	for _, s := range c.secrets() {
-		if s.secret.Inline() && readableByOthers(info) {
-			return src.fail(s.path, fmt.Sprintf("chmod 600 %s, or use password = \"file:/path\"", src.name),
-				"%s: a password stands in a file that others may read (mode %04o)", s.what, info.Mode().Perm())
-		}
-		var err error
-		if *s.secret, err = s.secret.resolve(); err != nil {
-			return src.fail(s.path, `"file:/path" of a file only you can read, or "env:NAME"`, "%s: password: %v", s.what, err)
+	if readableByOthers(info) {
+		if err := c.open(src, info.Mode().Perm()); err != nil {
+			return err
 		}
 	}
-	for _, f := range c.files() {
-		if f.file == "" {
+	for _, s := range c.secrets() {
+		if s.from == "" {
 			continue
 		}
-		if _, _, err := readFile(f.file, maxFileBytes); err != nil {
-			return src.fail(f.path, "a file that the service can read", "%s: %v", f.what, err)
+		var err error
+		if *s.value, err = readSecret(s.from); err != nil {
+			return src.fail(s.path, `"file:/path" of a file that only you can read, or "env:NAME" of a variable of the service`, "%s cannot be read: %v", s.what, err)
 		}
 	}
-	return c.checkAccounts(src)
+	return c.build(src)
 }
 
-// checkAccounts refuses what a vendor does not take.
-func (c *Config) checkAccounts(src *source) error {
+// build makes what the service will make of the configuration, and so refuses
+// what it could not start with.
+func (c *Config) build(src *source) error {
+	for i, u := range c.Upstreams {
+		if _, err := u.Spec(); err != nil {
+			return src.failUpstream(i, u, err)
+		}
+	}
 	for i, p := range c.Providers {
 		if p.Kind == "list" {
 			continue
 		}
-		if p.Password.value == "" {
-			p.Password.value = p.Password.ref // not read yet; it must only be there
-		}
 		if _, err := p.Account(); err != nil {
-			return src.fail(fmt.Sprintf("provider[%d]", i), "", "provider %q: %v", p.Name, err)
+			return src.failProvider(i, p, err)
 		}
 	}
 	return nil

@@ -84,17 +84,14 @@ func TestLoadOddFiles(t *testing.T) {
 func TestLoadRefusesWhatAVendorDoes(t *testing.T) {
 	own := write(t, 0o600, "name = 'Own'\nusername = '{user}-{nobody}'\n")
 	for provider, want := range map[string]string{
-		"kind='netnut'\nusername='u'\nzone='z'":                       "does not take zone; it takes: country\n",
+		"kind='netnut'\nusername='u'\nzone='z'":                       "does not take zone",
 		"kind='generic'\nusername='u'":                                "needs host and port",
 		"kind='generic'\nusername='u'\nhost='h'\nport=1\ncity='c'":    "no place {city}",
 		"kind='oxylabs'\nusername='u'\npassword='p'\nscheme='socks5'": "",
 		"username='u'\ntemplate='" + own + "'":                        "no [[gateway]]",
 	} {
 		_, err := Load(write(t, 0o600, "[[provider]]\nname='x'\n"+provider+"\n"))
-		if err != nil && strings.Contains(err.Error(), "hint") {
-			t.Errorf("%s: the message says it all: %v", provider, err)
-		}
-		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ":1:3")) {
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || strings.Count(err.Error(), "provider \"x\"") != 1) {
 			t.Errorf("%s: %v", provider, err)
 		}
 	}
@@ -119,7 +116,7 @@ func TestSecrets(t *testing.T) {
 		err            string
 	}{
 		{0o644, "env:ATLANTIC_TEST_PW", "from env", ""},
-		{0o644, "env:ATLANTIC_NO_SUCH", "", "no variable ATLANTIC_NO_SUCH"},
+		{0o644, "env:ATLANTIC_NO_SUCH", "", "no such variable"},
 		{0o644, file("ok", "s3cret\r\n", 0o600), "s3cret", ""},
 		{0o644, file("open", "s3cret\n", 0o644), "", "everybody may read"},
 		{0o644, file("empty", "\n", 0o600), "", "is empty"},

@@ -108,13 +108,9 @@ func decode(src *source) (*raw, error) {
 	case errors.As(err, &bad):
 		line, column := bad.Position()
 		msg, hint := plainDecodeError(bad.Error())
-		e := src.failLine(line, column, msg, hint)
-		if t := strings.TrimSpace(e.Text); !strings.Contains(t, "=") && !strings.HasPrefix(t, "[") {
-			e.Text = "(not shown: it may be part of a secret)"
-		}
-		return nil, e
+		return nil, src.failLine(line, column, msg, hint)
 	default:
-		return nil, &Error{File: src.name, Msg: err.Error()}
+		return nil, &Error{File: src.name, Msg: "the file is not TOML that can be read", Hint: "see https://toml.io"}
 	}
 	if r.DNS.Servers == nil {
 		r.DNS.Servers = d.DNS.Servers
@@ -128,7 +124,10 @@ var decodeMismatch = regexp.MustCompile(`^toml: cannot (?:decode|store) (?:TOML 
 // plainDecodeError says what the decoder found in the user's terms.
 func plainDecodeError(text string) (msg, hint string) {
 	m := decodeMismatch.FindStringSubmatch(text)
-	if m == nil {
+	switch {
+	case m == nil && strings.Contains(text, "strconv"): // whose error quotes the value
+		return "the value is not one of TOML", ""
+	case m == nil:
 		return strings.TrimPrefix(text, "toml: "), ""
 	}
 	want := map[string]string{

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -9,17 +10,19 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/assets"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
 )
 
 // Provider is one [[provider]]: an account at a vendor of proxies, or a list of
 // proxies. It is used like an upstream, by its name.
 type Provider struct {
-	Name     string // unique among upstreams, providers and groups
-	Kind     string // of Kinds
-	Template string // absolute path of a provider file of the user's own; "" for the built-in one of Kind
-	Username string
-	Password Secret
+	Name         string // unique among upstreams, providers and groups
+	Kind         string // of Kinds
+	Template     string // absolute path of a provider file of the user's own; "" for the built-in one of Kind
+	Username     string
+	Password     proxy.Secret // as in Upstream
+	PasswordFrom string
 
 	Scheme  string // http, https, socks5; "" is the vendor's first
 	Host    string // in place of the vendor's
@@ -39,7 +42,7 @@ type Provider struct {
 	EarlyData                      bool   // as in Upstream
 
 	// Of kind "list" alone.
-	URL     string        // http(s) address or absolute path
+	URL     string        // http(s) address, which may hold a token, or absolute path
 	Refresh time.Duration // between two readings
 	Policy  string        // of Policies
 }
@@ -103,7 +106,7 @@ func validateProviders(src *source, r *raw, c *Config) error {
 		}
 		p, key, hint, err := makeProvider(rp)
 		if err != nil {
-			return src.fail(path+"."+key, hint, "provider %q: %v", rp.Name, err)
+			return src.wrong(path+"."+key, fmt.Sprintf("provider %q", rp.Name), hint, err)
 		}
 		c.Providers = append(c.Providers, p)
 	}
@@ -122,29 +125,32 @@ func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
 	if p.Kind == "" && p.Template != "" {
 		p.Kind = "generic"
 	}
-	if p.Password, err = parseSecret(r.Password); err != nil {
-		return p, "password", "", fmt.Errorf("password %w", err)
+	if p.Password, p.PasswordFrom, err = parseSecret(r.Password); err != nil {
+		return p, "password", "", err
 	}
 	if p.Pool, p.EarlyData, key, err = transport(r.Pool, r.EarlyData); err != nil {
 		return p, key, "", err
 	}
 	switch {
 	case !slices.Contains(Kinds(), p.Kind):
-		return p, "kind", "one of: " + strings.Join(Kinds(), ", "), fmt.Errorf("kind cannot be %q", clip(p.Kind))
+		return p, "kind", "one of: " + strings.Join(Kinds(), ", "), errors.New("this is no value of kind")
 	case p.Template != "" && !filepath.IsAbs(p.Template):
 		return p, "template", "", fmt.Errorf("template needs an absolute path")
 	case p.CA != "" && !filepath.IsAbs(p.CA):
 		return p, "ca", "", fmt.Errorf("ca needs an absolute path")
-	case p.Scheme != "" && !slices.Contains([]string{"http", "https", "socks5"}, p.Scheme):
-		return p, "scheme", "one of: http, https, socks5", fmt.Errorf("scheme cannot be %q", clip(p.Scheme))
-	case p.Host != "" && !isHost(p.Host):
-		return p, "host", "a name or an address, without scheme and port", fmt.Errorf("%q is not a host", clip(p.Host))
+	case p.Scheme != "" && proxy.CheckScheme(p.Scheme) != nil:
+		return p, "scheme", "", proxy.CheckScheme(p.Scheme)
 	case p.Port < 0 || p.Port > 65535:
 		return p, "port", "1 to 65535", fmt.Errorf("port %d is out of range", p.Port)
 	case p.Kind != "generic" && p.UsernameFormat+p.PasswordFormat != "":
 		return p, "username_format", "the vendor's own file knows them", fmt.Errorf("username_format and password_format are for kind = \"generic\" only")
 	case slices.ContainsFunc(p.Ports, func(n int) bool { return n < 0 || n > 65535 }):
 		return p, "ports", "such as [80, 443]; [0] is any", fmt.Errorf("ports has a number out of range")
+	}
+	if p.Host != "" {
+		if _, err := proxy.CleanHost(p.Host); err != nil {
+			return p, "host", "", err
+		}
 	}
 	if _, err := resolve.ParseSession(p.Session); err != nil {
 		return p, "session", `such as "sticky-10m", "per-app-30m", "per-domain-10m", "per-connection"`, err
@@ -153,7 +159,7 @@ func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
 }
 
 // Account is what the vendor's template makes of p, which is not a list: what
-// the vendor does not take is an error. Attached is left to the caller.
+// the vendor does not take is an error. It reads the files that p names.
 func (p Provider) Account() (*resolve.Account, error) {
 	t, err := p.template()
 	if err != nil {
@@ -164,7 +170,7 @@ func (p Provider) Account() (*resolve.Account, error) {
 		return nil, err
 	}
 	a := &resolve.Account{
-		Name: p.Name, Template: t, Username: p.Username, Password: resolve.Secret(p.Password.Reveal()),
+		Name: p.Name, Template: t, Username: p.Username, Password: p.Password,
 		Vars:    map[string]string{"country": p.Country, "state": p.State, "city": p.City, "zone": p.Zone, "isp": p.ISP},
 		Session: mode, Pinned: p.Pinned,
 		UsernameFormat: p.UsernameFormat, PasswordFormat: p.PasswordFormat,
@@ -172,6 +178,16 @@ func (p Provider) Account() (*resolve.Account, error) {
 	}
 	for _, port := range p.Ports {
 		a.Ports = append(a.Ports, uint16(port))
+	}
+	ca, err := readCA(p.CA)
+	if err != nil {
+		return nil, err
+	}
+	a.Attached = proxy.Spec{CA: ca, NoEarly: !p.EarlyData}
+	if p.Password == "" && p.PasswordFrom != "" {
+		check := *a
+		check.Password = "not read yet"
+		return a, check.Validate()
 	}
 	return a, a.Validate()
 }
@@ -182,6 +198,9 @@ func (p Provider) template() (*resolve.Template, error) {
 	if p.Template != "" {
 		file, read = p.Template, func() ([]byte, error) {
 			data, _, err := readFile(p.Template, maxFileBytes)
+			if err != nil {
+				err = errTemplate{fmt.Errorf("template: %w", withoutPath(err))}
+			}
 			return data, err
 		}
 	}
@@ -189,7 +208,38 @@ func (p Provider) template() (*resolve.Template, error) {
 	if err != nil {
 		return nil, err
 	}
-	return resolve.ParseTemplate(file, data)
+	t, err := resolve.ParseTemplate(file, data)
+	if err != nil {
+		return nil, errTemplate{err}
+	}
+	return t, nil
+}
+
+// errTemplate is what is wrong with a vendor's file.
+type errTemplate struct{ error }
+
+func (e errTemplate) Unwrap() error { return e.error }
+
+// failProvider places what Provider.Account has said.
+func (s *source) failProvider(i int, p Provider, err error) error {
+	key, hint := "kind", ""
+	var pe *proxy.Error
+	var ve *resolve.ParamError
+	switch {
+	case errors.As(err, &errCA{}):
+		key, hint = "ca", "the absolute path of a PEM file that the service can read"
+	case errors.As(err, &errTemplate{}):
+		key, hint = "template", "a provider file, as in assets/providers"
+	case errors.As(err, &ve):
+		key, hint = ve.Param, ve.Hint
+	case errors.As(err, &pe):
+		key = pe.Field
+	}
+	path := fmt.Sprintf("provider[%d]", i)
+	if _, given := s.keys[path+"."+key]; given {
+		path += "." + key
+	}
+	return s.wrong(path, fmt.Sprintf("provider %q", p.Name), hint, err)
 }
 
 // checkList keeps the keys of lists and of vendors apart.
@@ -214,20 +264,19 @@ func checkList(r rawProvider, p Provider) (_ Provider, key, hint string, err err
 			return p, key, "a list's lines say all that there is to say", fmt.Errorf("%s is not for kind = \"list\"", key)
 		}
 	}
-	web := strings.HasPrefix(p.URL, "https://") || strings.HasPrefix(p.URL, "http://")
-	if !web && !filepath.IsAbs(p.URL) {
-		return p, "url", "an http(s) address, or the absolute path of a file", fmt.Errorf("a list needs a url")
+	if err := checkListURL(p.URL); err != nil {
+		return p, "url", "an http(s) address, or the absolute path of a file", err
 	}
 	if p.Refresh = time.Hour; r.Refresh != "" {
 		if p.Refresh, err = time.ParseDuration(r.Refresh); err != nil || p.Refresh < time.Minute {
-			return p, "refresh", `such as "1h"; at least one minute`, fmt.Errorf("refresh cannot be %q", clip(r.Refresh))
+			return p, "refresh", `such as "1h"; at least one minute`, errors.New("refresh is not a length of time that it can be")
 		}
 	}
 	if p.Policy == "" {
 		p.Policy = "latency"
 	}
 	if !slices.Contains(Policies(), p.Policy) {
-		return p, "policy", "one of: " + strings.Join(Policies(), ", "), fmt.Errorf("policy cannot be %q", clip(p.Policy))
+		return p, "policy", "one of: " + strings.Join(Policies(), ", "), errors.New("this is no value of policy")
 	}
 	return p, "", "", nil
 }
@@ -242,7 +291,7 @@ func transport(pool *int, early *string) (n int, on bool, key string, err error)
 	}
 	if early != nil {
 		if *early != "auto" && *early != "off" {
-			return n, on, "early_data", fmt.Errorf("early_data cannot be %q: use \"auto\" or \"off\"", clip(*early))
+			return n, on, "early_data", errors.New(`early_data is "auto" or "off"`)
 		}
 		on = *early == "auto"
 	}
@@ -268,8 +317,8 @@ func validateGroups(src *source, r *raw, c *Config) error {
 		names := c.memberNames()
 		for j, m := range g.Members {
 			if !slices.Contains(names, m) || slices.Contains(g.Members[:j], m) {
-				return src.fail(fmt.Sprintf("%s.members[%d]", path, j), "upstreams and providers, each once: "+clip(strings.Join(names, ", ")),
-					"group %q: %q cannot be a member", g.Name, clip(m))
+				return src.fail(fmt.Sprintf("%s.members[%d]", path, j), "upstreams (but direct) and providers, each once: "+strings.Join(names[:min(len(names), 12)], ", "),
+					"group %q: member %d is none, or there twice", g.Name, j+1)
 			}
 		}
 		if len(g.Weights) > 0 && (len(g.Weights) != len(g.Members) || slices.Min(g.Weights) < 1 || slices.Max(g.Weights) > 1000) {
@@ -322,10 +371,10 @@ func (c *Config) checkName(src *source, path, what string, i int, name string) e
 func (p Provider) fields() []field {
 	out := []field{{"name", quote(p.Name)}, {"kind", quote(p.Kind)}}
 	for _, f := range []field{
-		{"template", p.Template}, {"username", p.Username}, {"password", p.Password.String()},
+		{"template", p.Template}, {"username", p.Username}, {"password", shownSecret(p.Password, p.PasswordFrom)},
 		{"scheme", p.Scheme}, {"host", p.Host}, {"ca", p.CA}, {"country", p.Country}, {"state", p.State}, {"city", p.City},
 		{"zone", p.Zone}, {"isp", p.ISP}, {"username_format", p.UsernameFormat}, {"password_format", p.PasswordFormat},
-		{"session", p.Session}, {"url", p.URL}, {"policy", p.Policy},
+		{"session", p.Session}, {"url", shownListURL(p.URL)}, {"policy", p.Policy},
 	} {
 		if f.value != "" {
 			out = append(out, field{f.key, quote(f.value)})

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,7 +29,7 @@ func (c *Config) sections() []section {
 		}},
 		{name: "listen", fields: []field{{"proxy", quote(c.Listen.Proxy)}}},
 		{name: "dns", fields: []field{
-			{"mode", quote(c.DNS.Mode)}, {"servers", quoteList(c.DNS.Servers)}, {"fake_range", quote(c.DNS.FakeRange.String())},
+			{"mode", quote(c.DNS.Mode)}, {"servers", quoteList(c.DNS.shown())}, {"fake_range", quote(c.DNS.FakeRange.String())},
 		}},
 		{name: "protect", fields: []field{
 			{"kill_switch", quote(c.Protect.KillSwitch)}, {"udp", quote(c.Protect.UDP)}, {"lan", fmt.Sprint(c.Protect.LAN)},
@@ -36,7 +37,7 @@ func (c *Config) sections() []section {
 	}
 	for _, u := range c.Upstreams {
 		s := section{name: "upstream", item: u.Name, fields: []field{{"name", quote(u.Name)}, {"url", quote(u.URL)}}}
-		for _, f := range []field{{"sni", u.SNI}, {"ca", u.CA}, {"username", u.Username}, {"password", u.Password.String()}} {
+		for _, f := range []field{{"sni", u.SNI}, {"ca", u.CA}, {"username", u.Username}, {"password", shownSecret(u.Password, u.PasswordFrom)}} {
 			if f.value != "" {
 				s.fields = append(s.fields, field{f.key, quote(f.value)})
 			}
@@ -108,7 +109,7 @@ func (c *Config) Get(key string) (string, error) {
 	case !several && len(parts) == 2:
 		k = parts[1]
 	default:
-		return "", fmt.Errorf("no key %q: keys are like tun.mtu, upstream.NAME.url, rule.1.via", clip(key))
+		return "", errors.New("there is no such key: keys are like tun.mtu, upstream.NAME.url, rule.1.via")
 	}
 	if err := checkKey(name, k); err != nil {
 		return "", err
@@ -124,7 +125,7 @@ func (c *Config) Get(key string) (string, error) {
 		}
 		return "", nil
 	}
-	return "", fmt.Errorf("there is no %s %q", name, clip(item))
+	return "", fmt.Errorf("there is no %s of that name", name)
 }
 
 // checkKey says whether section.key exists, with a hint if not.

@@ -1,91 +1,72 @@
 package config
 
 import (
+	"bytes"
 	"errors"
-	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // maxSecretBytes bounds a file that a secret is read from.
 const maxSecretBytes = 4 << 10
 
-// Secret is a password, or where to find it. It never prints its value.
-type Secret struct {
-	value string
-	ref   string // "file:/path" or "env:NAME"; "" for an inline value
-}
-
-// Reveal returns the value. It is empty for a reference that Parse has read
-// but Load has not resolved.
-func (s Secret) Reveal() string { return s.value }
-
-// Inline says that the value stands in the configuration file itself.
-func (s Secret) Inline() bool { return s.value != "" && s.ref == "" }
-
-// IsZero says that there is no secret at all.
-func (s Secret) IsZero() bool { return s == Secret{} }
-
-// String is the reference, "redacted" for an inline value, or "".
-func (s Secret) String() string {
-	if s.ref == "" && s.value != "" {
-		return "redacted"
-	}
-	return s.ref
-}
-
-// Format redacts whatever the verb.
-func (s Secret) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
-
-// LogValue redacts.
-func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
-
-// MarshalText redacts.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// parseSecret tells references from inline values, without reading anything.
-func parseSecret(text string) (Secret, error) {
+// parseSecret tells references from passwords, without reading anything.
+func parseSecret(text string) (pass proxy.Secret, from string, err error) {
 	switch {
 	case strings.HasPrefix(text, "file:"):
 		if !filepath.IsAbs(text[len("file:"):]) {
-			return Secret{}, errors.New(`needs an absolute path after "file:"`)
+			return "", "", errors.New(`password needs an absolute path after "file:"`)
 		}
-		return Secret{ref: text}, nil
+		return "", text, nil
 	case strings.HasPrefix(text, "env:"):
 		if name := text[len("env:"):]; name == "" || strings.ContainsAny(name, "=\x00 ") {
-			return Secret{}, errors.New(`needs the name of a variable after "env:"`)
+			return "", "", errors.New(`password needs the name of a variable after "env:"`)
 		}
-		return Secret{ref: text}, nil
+		return "", text, nil
 	}
-	return Secret{value: text}, nil
+	return proxy.Secret(text), "", nil
 }
 
-// resolve reads the value that a reference points to.
-func (s Secret) resolve() (Secret, error) {
+// readSecret reads the password that a reference points to, as editors and shells
+// write it: without a byte order mark and the ends of lines behind it. Errors do
+// not quote the reference, which may be a password in the wrong place.
+func readSecret(from string) (proxy.Secret, error) {
+	var data []byte
 	switch {
-	case strings.HasPrefix(s.ref, "file:"):
-		path := s.ref[len("file:"):]
-		data, info, err := readFile(path, maxSecretBytes)
+	case strings.HasPrefix(from, "file:"):
+		path := from[len("file:"):]
+		text, info, err := readFile(path, maxSecretBytes)
 		if err != nil {
-			return s, err
+			return "", withoutPath(err)
 		}
 		if err := checkSecretFile(path, info); err != nil {
-			return s, err
+			return "", err
 		}
-		s.value = strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
-	case strings.HasPrefix(s.ref, "env:"):
-		value, ok := os.LookupEnv(s.ref[len("env:"):])
+		data = text
+	case strings.HasPrefix(from, "env:"):
+		value, ok := os.LookupEnv(from[len("env:"):])
 		if !ok {
-			return s, fmt.Errorf("the environment has no variable %s", s.ref[len("env:"):])
+			return "", errors.New("the service's environment has no such variable")
 		}
-		s.value = value
-	default:
-		return s, nil
+		data = []byte(value)
 	}
-	if s.value == "" {
-		return s, fmt.Errorf("%s is empty", s.ref)
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return "", errors.New("it is in UTF-16: save it as UTF-8")
 	}
-	return s, nil
+	data = bytes.TrimRight(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")), "\r\n")
+	if len(data) == 0 {
+		return "", errors.New("it is empty")
+	}
+	return proxy.Secret(data), nil
+}
+
+// shownSecret is a password as the configuration shows it.
+func shownSecret(pass proxy.Secret, from string) string {
+	if from == "" && pass != "" {
+		return "redacted"
+	}
+	return from
 }

@@ -1,12 +1,15 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // maxDepth bounds nested arrays and inline tables; the schema needs two.
@@ -56,6 +59,9 @@ func (s *source) index() error {
 			if err := s.checkKnown(path, start); err != nil {
 				return err
 			}
+			if _, twice := s.keys[path]; twice {
+				return s.failAt(start, "["+path+"] stands there twice", "give each table once")
+			}
 			s.keys[path] = span{start: start}
 			s.ends[path] = s.lineEnd(end)
 		case unstable.KeyValue:
@@ -95,12 +101,18 @@ func (s *source) keyValue(table string, e *unstable.Node) (int, error) {
 	if err := s.checkKnown(path, start); err != nil {
 		return 0, err
 	}
+	if _, twice := s.keys[path]; twice {
+		return 0, s.failAt(start, path+" stands there twice", "give each key once")
+	}
 	for end < len(s.data) && s.data[end] != '=' {
 		end++
 	}
 	end++
 	for end < len(s.data) && (s.data[end] == ' ' || s.data[end] == '\t') {
 		end++
+	}
+	if section, _, dotted := strings.Cut(path, "."); dotted && table == "" && s.keys[section] == (span{}) {
+		s.keys[section] = span{start: start} // so that no header may follow
 	}
 	sp := span{start: start, valueStart: end, valueEnd: valueEnd(s.data, min(end, len(s.data)))}
 	s.keys[path] = sp
@@ -170,6 +182,15 @@ func (s *source) fail(path, hint, format string, args ...any) error {
 	}
 }
 
+// wrong is fail for what is wrong with the value of path, by err and its hint.
+func (s *source) wrong(path, what, hint string, err error) error {
+	var pe *proxy.Error
+	if errors.As(err, &pe) && pe.Hint != "" {
+		hint = pe.Hint
+	}
+	return s.fail(path, hint, "%s: %v", what, err)
+}
+
 func (s *source) failAt(off int, msg, hint string) error {
 	line := sort.SearchInts(s.lines, off+1) // from 1
 	start := s.lines[line-1]
@@ -183,7 +204,7 @@ func (s *source) failLine(line, column int, msg, hint string) *Error {
 		if line < len(s.lines) {
 			end = s.lines[line] - 1
 		}
-		e.Text = redactLine(strings.ToValidUTF8(string(s.data[start:end]), "?"))
+		e.Text = shown(string(s.data[start:end]))
 	}
 	return e
 }

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -8,6 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
+	"github.com/atlanticproxy/atlanticproxy/engine/rules"
 )
 
 // validate checks every value and makes the Config.
@@ -32,7 +37,7 @@ func oneOf(src *source, path, value string, words ...string) error {
 	if best := nearest(value, words); best != "" {
 		hint = fmt.Sprintf("did you mean %q?", best)
 	}
-	return src.fail(path, hint, "%s cannot be %q", path, clip(value))
+	return src.fail(path, hint, "this is no value of %s", path)
 }
 
 // deviceName: 15 is IFNAMSIZ less its NUL.
@@ -40,8 +45,8 @@ var deviceName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,14}$`)
 
 func validateTUN(src *source, r *raw, c *Config) error {
 	c.TUN = TUN{Enabled: r.TUN.Enabled, Name: r.TUN.Name, Stack: r.TUN.Stack}
-	if !deviceName.MatchString(r.TUN.Name) {
-		return src.fail("tun.name", "up to 15 letters, digits, '-', '_' and '.'", "%q is no name for a network device", clip(r.TUN.Name))
+	if !deviceName.MatchString(r.TUN.Name) || slices.Contains([]string{"lo", "all", "default"}, r.TUN.Name) {
+		return src.fail("tun.name", "up to 15 letters, digits, '-', '_' and '.'; not lo, all or default", "name is none for a network device")
 	}
 	const hint = `"auto", or bytes from 1280 to 65535`
 	switch mtu := r.TUN.MTU.(type) {
@@ -52,10 +57,10 @@ func validateTUN(src *source, r *raw, c *Config) error {
 		c.TUN.MTU = int(mtu)
 	case string:
 		if mtu != "auto" {
-			return src.fail("tun.mtu", hint, "mtu cannot be %q", clip(mtu))
+			return src.fail("tun.mtu", hint, "mtu is a number or \"auto\"")
 		}
 	default:
-		return src.fail("tun.mtu", hint, "mtu is neither a number nor \"auto\"")
+		return src.fail("tun.mtu", hint, "mtu is a number or \"auto\"")
 	}
 	return oneOf(src, "tun.stack", c.TUN.Stack, "auto", "kernel", "userspace")
 }
@@ -67,8 +72,8 @@ func validateListen(src *source, r *raw, c *Config) error {
 	}
 	const hint = `an address of this machine alone such as "127.0.0.1:7890" or "[::1]:7890"; "" turns it off`
 	ap, err := netip.ParseAddrPort(strings.Replace(r.Listen.Proxy, "localhost:", "127.0.0.1:", 1))
-	if err != nil {
-		return src.fail("listen.proxy", hint, "%q is not ip:port", clip(r.Listen.Proxy))
+	if err != nil || ap.Addr().Zone() != "" {
+		return src.fail("listen.proxy", hint, "proxy is not ip:port")
 	}
 	if !ap.Addr().IsLoopback() {
 		return src.fail("listen.proxy", hint, "%s is not a loopback address: other machines could use the proxy", ap.Addr())
@@ -99,15 +104,14 @@ func validateDNS(src *source, r *raw, c *Config) error {
 		return src.fail("dns.servers", "two or three are plenty", "more than 16 DNS servers")
 	}
 	for i, s := range r.DNS.Servers {
-		if err := checkDNSServer(s); err != nil {
-			return src.fail(fmt.Sprintf("dns.servers[%d]", i), `such as "https://1.1.1.1/dns-query", "tls://9.9.9.9", "tcp://1.1.1.1", "udp://1.1.1.1", "1.1.1.1"`,
-				"%v", err)
+		if _, err := proxy.ParseServer(s); err != nil {
+			return src.wrong(fmt.Sprintf("dns.servers[%d]", i), fmt.Sprintf("server %d", i+1), "", err)
 		}
 	}
 	const hint = "an IPv4 network of /16 or larger within 198.18.0.0/15, 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10 or 240.0.0.0/5"
 	p, err := netip.ParsePrefix(r.DNS.FakeRange)
 	if err != nil {
-		return src.fail("dns.fake_range", hint, "%q is not a network", clip(r.DNS.FakeRange))
+		return src.fail("dns.fake_range", hint, "fake_range is not a network")
 	}
 	if p != p.Masked() || p.Bits() > 16 || !slices.ContainsFunc(fakeSpace(), func(s netip.Prefix) bool {
 		return s.Bits() <= p.Bits() && s.Contains(p.Addr())
@@ -137,99 +141,117 @@ func validateUpstreams(src *source, r *raw, c *Config) error {
 		}
 		u, key, err := makeUpstream(ru)
 		if err != nil {
-			return src.fail(path+"."+key, `url is like "socks5://host:1080", "http://host:8080", "https://host:443" or "direct://"`, "upstream %q: %v", ru.Name, err)
+			return src.wrong(path+"."+key, fmt.Sprintf("upstream %q", ru.Name), "", err)
+		}
+		if _, err := u.spec(); err != nil {
+			return src.failUpstream(i, u, err)
 		}
 		c.Upstreams = append(c.Upstreams, u)
 	}
 	return nil
 }
 
-// makeUpstream checks one upstream; key is the one at fault if err is not nil.
+// failUpstream places what Upstream.Spec has said.
+func (s *source) failUpstream(i int, u Upstream, err error) error {
+	key, hint := "url", ""
+	var pe *proxy.Error
+	switch {
+	case errors.As(err, &errCA{}):
+		key, hint = "ca", "the absolute path of a PEM file that the service can read"
+	case errors.As(err, &pe) && slices.Contains([]string{"username", "password", "sni"}, pe.Field):
+		key = pe.Field
+	}
+	path := fmt.Sprintf("upstream[%d].", i)
+	if _, given := s.keys[path+key]; !given {
+		key = "url" // which may have the credentials in it
+	}
+	return s.wrong(path+key, fmt.Sprintf("upstream %q", u.Name), hint, err)
+}
+
+// makeUpstream takes one upstream from the file; key is the one at fault if err
+// is not nil.
 func makeUpstream(r rawUpstream) (u Upstream, key string, err error) {
 	u = Upstream{Name: r.Name, SNI: r.SNI, CA: r.CA}
-	p, err := parseUpstreamURL(r.URL)
-	if err != nil {
+	if u.URL, u.Username, u.Password, err = splitURL(r.URL); err != nil {
 		return u, "url", err
 	}
-	u.URL, u.Username, u.Password = p.url, p.username, Secret{value: p.password}
-	if r.Username != nil || r.Password != nil {
-		if p.username != "" || p.password != "" {
-			return u, "url", fmt.Errorf("credentials are given twice, in the url and beside it")
-		}
+	if (r.Username != nil || r.Password != nil) && (u.Username != "" || u.Password != "") {
+		return u, "url", errors.New("credentials are given twice, in the url and beside it")
 	}
 	if r.Username != nil {
 		u.Username = *r.Username
 	}
 	if r.Password != nil {
-		if u.Password, err = parseSecret(*r.Password); err != nil {
-			return u, "password", fmt.Errorf("password %w", err)
+		if u.Password, u.PasswordFrom, err = parseSecret(*r.Password); err != nil {
+			return u, "password", err
 		}
 	}
 	if u.Pool, u.EarlyData, key, err = transport(r.Pool, r.EarlyData); err != nil {
 		return u, key, err
 	}
+	scheme, _, _ := strings.Cut(u.URL, ":")
 	switch {
-	case u.Username == "" && !u.Password.IsZero():
-		return u, "password", fmt.Errorf("there is a password but no username")
-	case u.Username != "" && p.scheme == "direct":
-		return u, "url", fmt.Errorf("a direct upstream takes no credentials")
-	case len(u.Username) > 255 || len(u.Password.value) > 255:
-		return u, "username", fmt.Errorf("credentials are longer than 255 bytes")
-	case u.SNI != "" && p.scheme != "https":
-		return u, "sni", fmt.Errorf("sni is for https upstreams only")
-	case u.CA != "" && p.scheme != "https":
-		return u, "ca", fmt.Errorf("ca is for https upstreams only")
+	case u.Username == "" && u.PasswordFrom != "":
+		return u, "password", errors.New("there is a password but no username")
+	case scheme == proxy.Direct && u.Username+u.Password.Reveal()+u.PasswordFrom != "":
+		return u, "url", errors.New("a direct upstream takes no credentials")
+	case u.SNI != "" && scheme != proxy.HTTPS:
+		return u, "sni", errors.New("sni is for https upstreams only")
+	case u.CA != "" && scheme != proxy.HTTPS:
+		return u, "ca", errors.New("ca is for https upstreams only")
 	case u.CA != "" && !filepath.IsAbs(u.CA):
-		return u, "ca", fmt.Errorf("ca needs an absolute path")
-	case u.SNI != "" && !isHost(u.SNI):
-		return u, "sni", fmt.Errorf("sni %q is not a host name", clip(u.SNI))
+		return u, "ca", errors.New("ca needs an absolute path")
 	}
 	return u, "", nil
 }
 
 func validateRules(src *source, r *raw, c *Config) error {
 	for i, rr := range r.Rule {
-		path := fmt.Sprintf("rule[%d]", i)
+		path, what := fmt.Sprintf("rule[%d]", i), fmt.Sprintf("rule %d", i+1)
 		rule := Rule{Domain: rr.Domain, DomainSuffix: rr.DomainSuffix, Process: rr.Process, Via: rr.Via}
-		if len(rr.Domain)+len(rr.DomainSuffix)+len(rr.CIDR)+len(rr.Port)+len(rr.Process) == 0 {
-			return src.fail(path, "give domain, domain_suffix, cidr, port or process", "rule %d has no condition", i+1)
-		}
-		for key, list := range map[string][]string{"domain": rr.Domain, "domain_suffix": rr.DomainSuffix} {
-			for j, s := range list {
-				hint := badDomain(s)
-				if key == "domain" && strings.HasPrefix(s, ".") {
-					hint = "domain_suffix takes names with a leading dot"
-				}
-				if hint != "" {
-					return src.fail(fmt.Sprintf("%s.%s[%d]", path, key, j), hint, "rule %d: %s %q is not a domain name", i+1, key, clip(s))
-				}
-			}
-		}
 		for j, s := range rr.CIDR {
 			p, err := parseCIDR(s)
 			if err != nil {
-				return src.fail(fmt.Sprintf("%s.cidr[%d]", path, j), "such as 192.0.2.0/24 or 2001:db8::/32", "rule %d: %v", i+1, err)
+				return src.wrong(fmt.Sprintf("%s.cidr[%d]", path, j), what, "such as 192.0.2.0/24 or 2001:db8::/32", err)
 			}
 			rule.CIDR = append(rule.CIDR, p)
 		}
 		for j, v := range rr.Port {
 			p, ok := parsePort(v)
 			if !ok {
-				return src.fail(fmt.Sprintf("%s.port[%d]", path, j), `such as 443 or "8000-9000"`, "rule %d: %q is not a port from 1 to 65535 or a range of them", i+1, clip(fmt.Sprint(v)))
+				return src.fail(fmt.Sprintf("%s.port[%d]", path, j), `such as 443 or "8000-9000"`, "%s: a port is a number from 1 to 65535, or a range of them", what)
 			}
 			rule.Port = append(rule.Port, p)
-		}
-		for j, s := range rr.Process {
-			if strings.TrimSpace(s) == "" || strings.ContainsRune(s, 0) {
-				return src.fail(fmt.Sprintf("%s.process[%d]", path, j), `such as "firefox" or "/usr/bin/curl"`, "rule %d: process %q is not a program", i+1, clip(s))
-			}
 		}
 		if err := checkVia(src, path, i+1, rr.Via, c.Names()); err != nil {
 			return err
 		}
 		c.Rules = append(c.Rules, rule)
 	}
-	return nil
+	_, err := c.RuleSet()
+	var re *rules.Error
+	if !errors.As(err, &re) {
+		return err
+	}
+	path := fmt.Sprintf("rule[%d]", re.Rule-1)
+	if re.Key != "" {
+		path = fmt.Sprintf("%s.%s[%d]", path, re.Key, re.Index)
+	}
+	return src.wrong(path, fmt.Sprintf("rule %d", re.Rule), "", fmt.Errorf("%s %w", cmp.Or(re.Key, "it"), re.Err))
+}
+
+// RuleSet compiles the rules. The error is a *rules.Error, and nil for what Parse
+// has returned.
+func (c *Config) RuleSet() (*rules.Set, error) {
+	list := make([]rules.Rule, 0, len(c.Rules))
+	for _, r := range c.Rules {
+		rule := rules.Rule{Domain: r.Domain, DomainSuffix: r.DomainSuffix, CIDR: r.CIDR, Process: r.Process, Via: r.Via}
+		for _, p := range r.Port {
+			rule.Port = append(rule.Port, rules.PortRange{From: p.From, To: p.To})
+		}
+		list = append(list, rule)
+	}
+	return rules.Compile(list)
 }
 
 func checkVia(src *source, path string, number int, via string, names []string) error {
@@ -237,14 +259,14 @@ func checkVia(src *source, path string, number int, via string, names []string) 
 	if slices.Contains(words, via) {
 		return nil
 	}
-	hint := "one of: " + clip(strings.Join(words, ", "))
+	hint := "one of: " + strings.Join(words[:min(len(words), 12)], ", ")
 	if best := nearest(via, words); best != "" {
 		hint = fmt.Sprintf("did you mean %q?", best)
 	}
 	if via == "" {
 		return src.fail(path, hint, "rule %d has no via", number)
 	}
-	return src.fail(path+".via", hint, "rule %d: there is no upstream %q", number, clip(via))
+	return src.fail(path+".via", hint, "rule %d: via names no upstream, provider or group", number)
 }
 
 // parseCIDR reads a network, or an address as a network of one.
@@ -254,12 +276,23 @@ func parseCIDR(s string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return p, fmt.Errorf("%q is not a network", clip(s))
+		return p, errors.New("cidr is not a network")
 	}
 	if p != p.Masked() {
-		return p, fmt.Errorf("%s has bits beyond its length: %s is meant?", p, p.Masked())
+		return p, &proxy.Error{Field: "cidr", Msg: "cidr has bits beyond its length", Hint: "did you mean " + p.Masked().String() + "?"}
 	}
 	return p, nil
+}
+
+// shown is the servers as config show prints them.
+func (d DNS) shown() (out []string) {
+	for _, text := range d.Servers {
+		if s, err := proxy.ParseServer(text); err == nil && strings.Contains(text, "://") {
+			text = s.String()
+		}
+		out = append(out, text)
+	}
+	return out
 }
 
 func parsePort(v any) (PortRange, bool) {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/route"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 	"github.com/atlanticproxy/atlanticproxy/lab/nstest"
@@ -155,8 +156,8 @@ func TestUDPFlood(t *testing.T) {
 	if !nstest.Inside(t) {
 		return
 	}
-	proxy := startSinkProxy(t)
-	spec, err := upstream.ParseURL("p", "socks5://"+proxy.address)
+	sink := startSinkProxy(t)
+	spec, err := proxy.ParseURL("p", "socks5://"+sink.address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,12 +203,12 @@ func TestUDPFlood(t *testing.T) {
 		st, c := k.counters.stats(), h.Counters()
 		return c.UDPUp, link.Attrs().Statistics.TxDropped + st.UDPDropped + c.UDPLost + c.UDPBlocked
 	})
-	balance(t, "to the proxy", h.Counters().UDPUp, func() (uint64, uint64) { return proxy.got.Load(), socketDrops(t, proxy.relay) })
+	balance(t, "to the proxy", h.Counters().UDPUp, func() (uint64, uint64) { return sink.got.Load(), socketDrops(t, sink.relay) })
 
 	message := append(slices.Clone(sinkHead), data...)
-	to := *proxy.client.Load()
+	to := *sink.client.Load()
 	back := pace(each, rate, func(i int) error {
-		_, err := proxy.relay.WriteToUDPAddrPort(message[:len(message)-i%37/36], to)
+		_, err := sink.relay.WriteToUDPAddrPort(message[:len(message)-i%37/36], to)
 		return err
 	})
 	// What the association's socket has dropped is counted at its end, which must
@@ -222,8 +223,8 @@ func TestUDPFlood(t *testing.T) {
 		return c.UDPDown, st.UDPOverflow + st.UDPBogus + c.UDPLost
 	})
 	balance(t, "to the app", h.Counters().UDPDown, func() (uint64, uint64) { return down.Load(), socketDrops(t, app) })
-	if proxy.wrong.Load() != 0 || wrong.Load() != 0 {
-		t.Errorf("%d and %d arrived mutilated", proxy.wrong.Load(), wrong.Load())
+	if sink.wrong.Load() != 0 || wrong.Load() != 0 {
+		t.Errorf("%d and %d arrived mutilated", sink.wrong.Load(), wrong.Load())
 	}
 	app.Close()
 	reading.Wait()

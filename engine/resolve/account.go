@@ -9,7 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // Account is a customer's account at a provider: one [[provider]].
@@ -17,7 +18,7 @@ type Account struct {
 	Name     string
 	Template *Template
 	Username string
-	Password Secret
+	Password proxy.Secret
 	Vars     map[string]string // country, state, city, zone …; "" counts as absent; errors offer no others than these
 	Session  SessionMode
 	Pinned   bool     // an identity whose exit has ended is kept until its time is over
@@ -72,13 +73,13 @@ func ParseSession(s string) (SessionMode, error) {
 		if rest != "" {
 			life, err := time.ParseDuration(rest[1:])
 			if err != nil || life < minLife || life > maxLife || life%time.Second != 0 {
-				return m, fmt.Errorf("session %q: the life must be 1m to 168h, in whole seconds", clip(s, 40))
+				return m, errors.New("a session's life must be 1m to 168h, in whole seconds")
 			}
 			m.Life = life
 		}
 		return m, nil
 	}
-	return SessionMode{}, fmt.Errorf("session %q is unknown: use per-connection, sticky-10m, per-app-10m or per-domain-10m", clip(s, 40))
+	return SessionMode{}, errors.New("this is no value of session: use per-connection, sticky-10m, per-app-10m or per-domain-10m")
 }
 
 // String is what ParseSession reads.
@@ -212,7 +213,18 @@ func (s *sessionRule) ttl(life time.Duration) string {
 	return ""
 }
 
-// Validate says what is wrong with the account, in words for its user.
+// ParamError is something that the vendor does not take. It does not quote it.
+type ParamError struct {
+	Param string // one of Vars, or as the configuration calls it: username, session, username_format …
+	Msg   string // which has Param's name in it
+	Hint  string // what it takes; may be ""
+}
+
+// Error is the message without the hint.
+func (e *ParamError) Error() string { return e.Msg }
+
+// Validate says what is wrong with the account, in words for its user: as a
+// *ParamError or a *proxy.Error.
 func (a *Account) Validate() error {
 	_, err := a.compile()
 	return err
@@ -239,25 +251,27 @@ func (a *Account) compile() (*credentials, error) {
 		return nil, err
 	}
 	if a.Host != "" {
-		c.gateway.Host = a.Host
+		if c.gateway.Host, err = proxy.CleanHost(a.Host); err != nil {
+			return nil, err
+		}
 	}
 	if a.Port != 0 {
 		c.gateway.Port = a.Port
 	}
-	if !isHost(c.gateway.Host) || c.gateway.Port == 0 {
-		return nil, fmt.Errorf("%s needs host and port", t.Name)
+	if c.gateway.Host == "" || c.gateway.Port == 0 {
+		return nil, &ParamError{"host", t.Name + " needs host and port", ""}
 	}
 	if a.Ports != nil {
 		c.gateway.Ports = slices.DeleteFunc(slices.Clone(a.Ports), func(p uint16) bool { return p == 0 })
 	}
 	if a.UsernameFormat != "" {
 		if c.user, err = t.format("username_format", a.UsernameFormat); err != nil {
-			return nil, err
+			return nil, &ParamError{"username_format", err.Error(), ""}
 		}
 	}
 	if a.PasswordFormat != "" {
 		if c.pass, err = t.format("password_format", a.PasswordFormat); err != nil {
-			return nil, err
+			return nil, &ParamError{"password_format", err.Error(), ""}
 		}
 	}
 	needed, optional := c.places()
@@ -271,7 +285,8 @@ func (a *Account) compile() (*credentials, error) {
 		return nil, err
 	}
 	e := c.mint(func() uint64 { return 1 << 63 })
-	return c, checkCredentials(c.gateway.Scheme, e.Username, e.Password)
+	return c, proxy.Spec{Scheme: c.gateway.Scheme, Host: c.gateway.Host, Port: c.gateway.Port,
+		Username: e.Username, Password: e.Password}.Validate()
 }
 
 // places are those that must have a value and those that may.
@@ -297,13 +312,13 @@ func (c *credentials) setValues(a *Account, needed, optional map[string]bool) er
 			continue
 		}
 		if t.vars[name] != nil {
-			return fmt.Errorf("%s: user name and password have no place {%s} in their format", t.Name, name)
+			return &ParamError{name, fmt.Sprintf("%s: user name and password have no place {%s} in their format", t.Name, name), ""}
 		}
-		msg := t.Name + " does not take " + clip(name, 32)
+		e := &ParamError{name, t.Name + " does not take " + clip(name, 32), ""}
 		if others := slices.DeleteFunc(slices.Sorted(maps.Keys(a.Vars)), func(n string) bool { return !takes(n) }); len(others) > 0 {
-			msg += "; it takes: " + strings.Join(others, ", ")
+			e.Hint = "it takes: " + strings.Join(others, ", ")
 		}
-		return errors.New(msg)
+		return e
 	}
 	for name, v := range t.vars {
 		text, err := v.value(name, a.Vars[name])
@@ -315,14 +330,15 @@ func (c *credentials) setValues(a *Account, needed, optional map[string]bool) er
 	for name, v := range t.vars {
 		for _, other := range v.Requires {
 			if c.values[name] != "" && c.values[other] == "" {
-				return fmt.Errorf("%s needs %s as well", name, other)
+				return &ParamError{name, fmt.Sprintf("%s needs %s as well", name, other), ""}
 			}
 		}
 	}
 	c.values["user"], c.values["password"] = strings.TrimPrefix(a.Username, t.trimUser), a.Password.Reveal()
 	for name := range needed {
 		if c.values[name] == "" {
-			return fmt.Errorf("%s is missing", strings.Replace(name, "user", "username", 1))
+			key := strings.Replace(name, "user", "username", 1)
+			return &ParamError{key, key + " is missing", ""}
 		}
 	}
 	return nil
@@ -333,7 +349,7 @@ func (c *credentials) setSession(m SessionMode, rotates, withTTL bool) error {
 	s := c.session
 	if s == nil {
 		if m.Scope != Shared || m.Life != 0 {
-			return errors.New("this provider has no sessions, or the format has no {session}")
+			return &ParamError{"session", "this provider has no sessions, or the format has no {session}", ""}
 		}
 		return nil
 	}
@@ -352,11 +368,11 @@ func (c *credentials) setSession(m SessionMode, rotates, withTTL bool) error {
 	}
 	switch {
 	case withTTL && (c.life < s.ttlMin || c.life > s.ttlMax):
-		return fmt.Errorf("a session's life must be %s to %s with this provider", shortDuration(s.ttlMin), shortDuration(s.ttlMax))
+		return &ParamError{"session", fmt.Sprintf("a session's life must be %s to %s with this provider", shortDuration(s.ttlMin), shortDuration(s.ttlMax)), ""}
 	case withTTL && s.unit == "minutes" && c.life%time.Minute != 0:
-		return errors.New("a session's life is in whole minutes with this provider")
+		return &ParamError{"session", "a session's life is in whole minutes with this provider", ""}
 	case !withTTL && s.life != 0 && c.life > s.life:
-		return fmt.Errorf("a session lives for %s with this provider", shortDuration(s.life))
+		return &ParamError{"session", fmt.Sprintf("a session lives for %s with this provider", shortDuration(s.life)), ""}
 	}
 	return nil
 }
@@ -380,21 +396,6 @@ func (c *credentials) mint(rand func() uint64) *Endpoint {
 		}
 		return c.values[place]
 	}
-	e.Username, e.Password = c.user.fill(of), Secret(c.pass.fill(of))
+	e.Username, e.Password = c.user.fill(of), proxy.Secret(c.pass.fill(of))
 	return e
-}
-
-// checkCredentials refuses what the protocol cannot carry.
-func checkCredentials(scheme, user string, pass Secret) error {
-	switch {
-	case scheme == "socks5" && (len(user) > 255 || len(pass) > 255):
-		return errors.New("user name or password is longer than the 255 bytes that SOCKS5 carries (RFC 1929)")
-	case scheme != "socks5" && strings.Contains(user, ":"):
-		return errors.New("user name holds a colon, which Basic authentication cannot carry (RFC 7617)")
-	case len(user)+len(pass) > 4096:
-		return errors.New("user name and password are too long")
-	case strings.ContainsFunc(user+pass.Reveal(), unicode.IsControl):
-		return errors.New("user name or password holds a control character")
-	}
-	return nil
 }

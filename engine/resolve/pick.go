@@ -48,7 +48,7 @@ func New(o Options) (*Resolver, error) {
 	for _, s := range o.Sources {
 		var ms []*member
 		for i, g := range s.Gateways {
-			if err := g.validate(); err != nil {
+			if err := g.spec().Validate(); err != nil {
 				return nil, fmt.Errorf("group %q: gateway %d: %w", o.Name, i+1, err)
 			}
 			ms = append(ms, r.fromGateway(g, ""))

@@ -19,7 +19,7 @@
 // How vendors want to be addressed is data: Template, of which assets/providers
 // holds one file for each vendor.
 //
-// engine and engine/upstream import this; it imports nothing of ours.
+// engine, engine/config and engine/upstream import this; it imports engine/proxy.
 package resolve
 
 import (
@@ -31,6 +31,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // Key says for what an endpoint is wanted.
@@ -39,25 +41,6 @@ type Key struct {
 	Domain string // host name, or address as text
 	UDP    bool   // only endpoints that carry UDP
 }
-
-// Secret is a password. Nothing prints it by accident: every fmt verb, slog
-// and the text and JSON encoders give "[redacted]" ("" when empty).
-type Secret string
-
-// Reveal is the password itself, for the wire.
-func (s Secret) Reveal() string { return string(s) }
-
-func (s Secret) String() string {
-	if s == "" {
-		return ""
-	}
-	return "[redacted]"
-}
-
-// Format covers all verbs: String alone would leave %d and %#v open.
-func (s Secret) Format(f fmt.State, _ rune)   { fmt.Fprint(f, s.String()) }
-func (s Secret) LogValue() slog.Value         { return slog.StringValue(s.String()) }
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Endpoint is one way to reach a proxy under one identity. Do not copy it. Its
 // fields are immutable: its user name and password never change, so that a pool keyed by them, or by
@@ -69,7 +52,7 @@ type Endpoint struct {
 	Host      string // name or address without brackets
 	Port      uint16
 	Username  string
-	Password  Secret
+	Password  proxy.Secret
 	Session   string        // the session id in Username or Password; "" if it has none
 	Since     time.Time     // when the identity was made
 	Expires   time.Time     // when flows move to a new one; zero: never
@@ -125,7 +108,7 @@ type Gateway struct {
 	Host     string
 	Port     uint16
 	Username string
-	Password Secret
+	Password proxy.Secret
 	Weight   int // 0 is 1
 	UDP      bool
 	Attached any // the owner's own, e.g. TLS settings; never looked at
@@ -158,7 +141,7 @@ func ParsePolicy(s string) (Policy, error) {
 	if s == "" {
 		return Latency, nil
 	}
-	return 0, fmt.Errorf("policy %q is unknown: use latency, failover, weighted or sticky", s)
+	return 0, errors.New("policy is none of latency, failover, weighted, sticky")
 }
 
 func (p Policy) String() string {
@@ -191,16 +174,9 @@ type Options struct {
 	Rand    func() uint64 // for tests; nil is math/rand/v2. Any goroutine calls it.
 }
 
-func (g *Gateway) validate() error {
-	switch {
-	case !knownScheme(g.Scheme):
-		return fmt.Errorf("scheme %q is none of http, https, socks5", g.Scheme)
-	case !isHost(g.Host):
-		return errors.New("host is not a host name or address")
-	case g.Port == 0:
-		return errors.New("no port")
-	}
-	return checkCredentials(g.Scheme, g.Username, g.Password)
+// spec is what the gateway's validity is decided by.
+func (g *Gateway) spec() proxy.Spec {
+	return proxy.Spec{Scheme: g.Scheme, Host: g.Host, Port: g.Port, Username: g.Username, Password: g.Password}
 }
 
 // Errors of Pick and Next; Unavailable is one more.

@@ -9,13 +9,15 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // Fetch reads a list. etag is what the last success gave, "" at first. body is
 // nil if notModified; otherwise the caller closes it.
 type Fetch func(ctx context.Context, url, etag string) (body io.ReadCloser, newETag string, notModified bool, err error)
 
-// List is a subscription: proxies that a URL or a file holds, see ParseList.
+// List is a subscription: proxies that a URL or a file holds, see [proxy.ParseList].
 // What was read last stays in use for as long as nothing better can be read.
 type List struct {
 	Name   string
@@ -56,7 +58,7 @@ type subscription struct {
 type ListInfo struct {
 	Name    string
 	Proxies int
-	Skipped []LineError
+	Skipped []proxy.LineError
 	Read    time.Time // when it was last read or found unchanged; zero: never
 	Error   string    // of the last refresh; "" if it succeeded
 }
@@ -69,8 +71,8 @@ func newSubscription(r *Resolver, l *List, source int) (*subscription, error) {
 	if s.list.Scheme == "" {
 		s.list.Scheme = "http"
 	}
-	if !knownScheme(s.list.Scheme) {
-		return nil, fmt.Errorf("scheme %q is none of http, https, socks5", l.Scheme)
+	if err := proxy.CheckScheme(s.list.Scheme); err != nil {
+		return nil, err
 	}
 	if s.list.Every == 0 {
 		s.list.Every = listEvery
@@ -179,7 +181,7 @@ func (s *subscription) read(ctx context.Context) error {
 		return errors.New("nothing was read")
 	}
 	defer body.Close()
-	text, err := io.ReadAll(io.LimitReader(body, maxListBytes+1))
+	text, err := io.ReadAll(io.LimitReader(body, proxy.MaxListBytes+1))
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
@@ -200,9 +202,13 @@ func (s *subscription) read(ctx context.Context) error {
 
 // use parses a list and, if it holds proxies, puts them in use.
 func (s *subscription) use(text []byte) (ListInfo, error) {
-	gateways, skipped, err := ParseList(text, s.list.Scheme)
+	proxies, skipped, err := proxy.ParseList(text, s.list.Scheme)
 	if err != nil {
 		return ListInfo{}, err
+	}
+	gateways := make([]Gateway, len(proxies))
+	for i, p := range proxies {
+		gateways[i] = Gateway{Scheme: p.Scheme, Host: p.Host, Port: p.Port, Username: p.Username, Password: p.Password}
 	}
 	s.r.replaceSource(s.source, s.list.Name, gateways)
 	info := ListInfo{Name: s.list.Name, Proxies: len(gateways), Skipped: skipped}
@@ -218,7 +224,7 @@ func (r *Resolver) replaceSource(source int, name string, gateways []Gateway) {
 		g    Gateway
 		pass string
 	}
-	of := func(scheme, host string, port uint16, user string, pass Secret) identity {
+	of := func(scheme, host string, port uint16, user string, pass proxy.Secret) identity {
 		return identity{Gateway{Scheme: scheme, Host: host, Port: port, Username: user}, pass.Reveal()}
 	}
 	old := make(map[identity]*member, len(r.fixed[source]))

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // site serves a list.
@@ -77,7 +79,7 @@ func TestListIsNeverEmptiedByAnError(t *testing.T) {
 		for _, bad := range []struct {
 			text string
 			err  error
-		}{{"", nil}, {"<html>busy</html>", nil}, {"", errors.New("no route")}, {strings.Repeat("x", maxListBytes+1), nil}} {
+		}{{"", nil}, {"<html>busy</html>", nil}, {"", errors.New("no route")}, {strings.Repeat("x", proxy.MaxListBytes+1), nil}} {
 			s.set(bad.text, "bad", bad.err)
 			time.Sleep(11 * time.Minute)
 			synctest.Wait()

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // maxTemplateBytes bounds a provider's file.
@@ -125,11 +127,13 @@ func (t *Template) checkGateways(*rawTemplate) error {
 		return errors.New("no [[gateway]]")
 	}
 	for _, g := range t.gateways {
-		if !knownScheme(g.Scheme) {
-			return fmt.Errorf("gateway: scheme %q is none of http, https, socks5", g.Scheme)
+		if err := proxy.CheckScheme(g.Scheme); err != nil {
+			return fmt.Errorf("gateway: %w", err)
 		}
-		if g.Host != "" && !isHost(g.Host) {
-			return fmt.Errorf("gateway: host %q is not a host name or address", g.Host)
+		if g.Host != "" {
+			if host, err := proxy.CleanHost(g.Host); err != nil || host != g.Host {
+				return errors.New("gateway: host is not a name in small letters, or an address")
+			}
 		}
 		if g.Host != "" && g.Port == 0 {
 			return errors.New("gateway: port is missing")
@@ -213,7 +217,7 @@ func (t *Template) gateway(scheme string) (templateGateway, error) {
 		}
 		have = append(have, g.Scheme)
 	}
-	return templateGateway{}, fmt.Errorf("%s has no %s gateway: use %s", t.Name, scheme, strings.Join(have, " or "))
+	return templateGateway{}, &ParamError{"scheme", t.Name + " has no gateway for this scheme", "use " + strings.Join(have, " or ")}
 }
 
 // value brings what the user wrote into the vendor's form and checks it.
@@ -232,17 +236,10 @@ func (v *variable) value(name, text string) (string, error) {
 		text = v.Default
 	}
 	if text != "" && !v.re.MatchString(text) {
-		hint := ""
-		if v.Hint != "" {
-			hint = ": " + v.Hint
-		}
-		return "", fmt.Errorf("%s %q is not what this provider takes%s", name, clip(text, 60), hint)
+		return "", &ParamError{name, name + " is not what this provider takes", v.Hint}
 	}
 	return text, nil
 }
-
-// knownScheme says whether a proxy may have the scheme.
-func knownScheme(s string) bool { return s == "http" || s == "https" || s == "socks5" }
 
 // defaultLife is how long an identity serves where neither the user nor the
 // provider has said.

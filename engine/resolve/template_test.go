@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"errors"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/assets"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // provider reads one of the files that we ship.
@@ -125,7 +127,7 @@ func TestProvidersRefuseWhatTheyCannotTake(t *testing.T) {
 		{"oxylabs", "sticky", "zone", "x", "", "does not take zone"},
 		{"oxylabs", "sticky-25h", "", "", "", "1m to 24h"},
 		{"oxylabs", "sticky-90s", "", "", "", "whole minutes"},
-		{"oxylabs", "sticky", "", "", "socks4", "socks4"},
+		{"oxylabs", "sticky", "", "", "socks4", "no gateway"},
 		{"brightdata", "sticky", "", "", "", "zone is missing"},
 		{"brightdata", "sticky", "zone", "a-b", "", "zone"},
 		{"netnut", "sticky", "pool", "vip", "", "pool"},
@@ -133,7 +135,8 @@ func TestProvidersRefuseWhatTheyCannotTake(t *testing.T) {
 	} {
 		a := &Account{Name: "p", Template: provider(t, c.kind), Username: "bob", Password: "x", Scheme: c.scheme,
 			Vars: map[string]string{c.key: c.value}, Session: session(t, c.session)}
-		if err := a.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+		var pe *ParamError
+		if err := a.Validate(); !errors.As(err, &pe) || !strings.Contains(pe.Msg+": "+pe.Hint, c.want) || len(c.value) > 2 && strings.Contains(pe.Msg, c.value) {
 			t.Errorf("%s %s=%s %s: %v, want %q", c.kind, c.key, c.value, c.session, err, c.want)
 		}
 	}
@@ -298,7 +301,7 @@ func FuzzTemplate(f *testing.F) {
 		if err != nil {
 			t.Fatal("valid, but:", err)
 		}
-		if e, err := r.Pick(Key{}); err != nil || e.Host != "h.example" || checkCredentials(e.Scheme, e.Username, e.Password) != nil {
+		if e, err := r.Pick(Key{}); err != nil || e.Host != "h.example" || (proxy.Spec{Scheme: e.Scheme, Host: e.Host, Port: e.Port, Username: e.Username, Password: e.Password}).Validate() != nil {
 			t.Fatal(e, err)
 		}
 	})

@@ -19,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/rules"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
@@ -99,7 +100,7 @@ func pair(t testing.TB) (a, b *net.TCPConn) {
 
 func newUpstream(t testing.TB, rawURL string, o upstream.Options) *upstream.Upstream {
 	t.Helper()
-	s, err := upstream.ParseURL(strings.SplitN(rawURL, ":", 2)[0], rawURL)
+	s, err := proxy.ParseURL(strings.SplitN(rawURL, ":", 2)[0], rawURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-// Error tells which rule is wrong, and what in it.
+// Error tells which rule is wrong, and what in it; its text does not quote Value.
 type Error struct {
 	Rule  int    // counted from 1
 	Key   string // "domain", "cidr", "via" …; "" if it is the rule as a whole
@@ -23,7 +23,7 @@ func (e *Error) Error() string {
 	if e.Key == "" {
 		return fmt.Sprintf("rule %d: %v", e.Rule, e.Err)
 	}
-	return fmt.Sprintf("rule %d: %s %q %v", e.Rule, e.Key, e.Value, e.Err)
+	return fmt.Sprintf("rule %d: %s %v", e.Rule, e.Key, e.Err)
 }
 
 func (e *Error) Unwrap() error { return e.Err }

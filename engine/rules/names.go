@@ -2,10 +2,10 @@ package rules
 
 import (
 	"errors"
-	"net/netip"
+	"fmt"
 	"strings"
 
-	"golang.org/x/net/idna"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // foldBytes holds any DNS name (RFC 1035 section 3.1: 255 bytes) and any usual
@@ -19,7 +19,7 @@ func foldName(buf []byte, name string) []byte {
 	b := appendLower(buf[:0], name)
 	for _, c := range b {
 		if c >= 0x80 {
-			if ascii, err := toASCII(name); err == nil {
+			if ascii, err := proxy.ToASCII(name); err == nil {
 				return []byte(ascii)
 			}
 			return b // no rule can hold such a name
@@ -52,40 +52,17 @@ func baseName(path []byte) []byte {
 	return path
 }
 
-// toASCII maps a name as browsers do (UTS 46, non-transitional), but lets
-// underscores pass, which real names have.
-func toASCII(name string) (string, error) {
-	s, err := idna.New(idna.MapForLookup(), idna.Transitional(false), idna.StrictDomainName(false),
-		idna.CheckHyphens(false)).ToASCII(name) // hyphens: r3---sn-abc.example is a real kind of name
-	return strings.TrimSuffix(s, "."), err
-}
-
 // parseName checks a name from a rule and returns its canonical form.
 func parseName(s string) (string, error) {
-	if s != "" && (s[len(s)-1] <= '9' || strings.Contains(s, ":")) { // few names are worth asking
-		if _, err := netip.ParseAddr(s); err == nil {
-			return "", errors.New("is an address: use cidr")
-		}
-	}
 	if strings.HasPrefix(s, "*.") {
-		return "", errors.New(`has a wildcard: use domain_suffix = ["` + s[2:] + `"]`)
+		return "", errors.New("has a wildcard: use domain_suffix, without the *.")
 	}
-	name := string(foldName(nil, s))
-	if name == "" {
-		return "", errors.New("is empty")
-	}
-	if len(name) > 253 {
-		return "", errors.New("is longer than 253 bytes")
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 {
-			return "", errors.New("has a part that is empty or longer than 63 bytes")
-		}
-		for _, c := range []byte(label) {
-			if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
-				return "", errors.New("is not a domain name")
-			}
-		}
+	name, addr, err := proxy.ParseHost(s)
+	switch {
+	case addr.IsValid():
+		return "", errors.New("is an address: use cidr")
+	case err != nil:
+		return "", fmt.Errorf("is no name: %w", err)
 	}
 	return name, nil
 }

@@ -14,7 +14,7 @@
 // order wins, so the indexes look for the lowest number.
 //
 // The package is pure: no I/O, no clock, no goroutine. Of ours it imports
-// flow; route and the engine import it.
+// flow and proxy; config, dns, route and the engine import it.
 package rules
 
 import (

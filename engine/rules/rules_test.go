@@ -103,17 +103,17 @@ func TestCompileErrors(t *testing.T) {
 	}{
 		{Rule{Via: "direct"}, "rule 2: has no condition"},
 		{Rule{Domain: []string{"a"}}, "rule 2: has no via"},
-		{Rule{Domain: []string{"a", "*.x.test"}, Via: "auto"}, `rule 2: domain "*.x.test" has a wildcard: use domain_suffix = ["x.test"]`},
-		{Rule{Domain: []string{"192.0.2.1"}, Via: "auto"}, `rule 2: domain "192.0.2.1" is an address: use cidr`},
+		{Rule{Domain: []string{"a", "*.x.test"}, Via: "auto"}, `rule 2: domain has a wildcard: use domain_suffix`},
+		{Rule{Domain: []string{"192.0.2.1"}, Via: "auto"}, `rule 2: domain is an address: use cidr`},
 		{Rule{Domain: []string{"2001:db8::a"}, Via: "auto"}, `is an address: use cidr`},
-		{Rule{DomainSuffix: []string{"."}, Via: "auto"}, `rule 2: domain_suffix "." is empty`},
-		{Rule{DomainSuffix: []string{"a..b"}, Via: "auto"}, `rule 2: domain_suffix "a..b" has a part`},
-		{Rule{Domain: []string{"http://a/"}, Via: "auto"}, `rule 2: domain "http://a/" is not a domain name`},
+		{Rule{DomainSuffix: []string{"."}, Via: "auto"}, `rule 2: domain_suffix is no name`},
+		{Rule{DomainSuffix: []string{"a..b"}, Via: "auto"}, `rule 2: domain_suffix is no name`},
+		{Rule{Domain: []string{"http://a/"}, Via: "auto"}, `rule 2: domain is no name`},
 		{Rule{Domain: []string{strings.Repeat("a.", 130)}, Via: "auto"}, "longer than 253"},
-		{Rule{CIDR: []netip.Prefix{{}}, Via: "auto"}, `rule 2: cidr "invalid Prefix" is not a network`},
-		{Rule{Port: []PortRange{{9, 8}}, Via: "auto"}, `rule 2: port "9-8" is not a range`},
-		{Rule{Port: []PortRange{{0, 8}}, Via: "auto"}, `rule 2: port "0-8"`},
-		{Rule{Process: []string{" "}, Via: "auto"}, `rule 2: process " "`},
+		{Rule{CIDR: []netip.Prefix{{}}, Via: "auto"}, `rule 2: cidr is not a network`},
+		{Rule{Port: []PortRange{{9, 8}}, Via: "auto"}, `rule 2: port is not a range`},
+		{Rule{Port: []PortRange{{0, 8}}, Via: "auto"}, `rule 2: port is`},
+		{Rule{Process: []string{" "}, Via: "auto"}, `rule 2: process is`},
 	}
 	for _, tt := range tests {
 		_, err := Compile([]Rule{ok, tt.bad})

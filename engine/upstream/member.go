@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
 )
 
@@ -170,7 +171,7 @@ func (ms *members) forgetLocked(e *resolve.Endpoint, m *member) {
 // newMember makes an Upstream of e. Called with mu held.
 func (ms *members) newMember(e *resolve.Endpoint) (*member, error) {
 	s := specOf(e)
-	if err := s.validate(); err != nil {
+	if err := s.Validate(); err != nil {
 		return nil, fault(Unreachable, fmt.Errorf("endpoint %s: %w", e.Name, err), "")
 	}
 	g := ms.gateLocked(s)
@@ -200,10 +201,10 @@ func (ms *members) gateLocked(s Spec) *gateway {
 	g := &gateway{used: time.Now(), spec: shared, prover: &prover{off: shared.NoEarly}, stats: &counters{}}
 	nd := &netDialer{opts: ms.opts}
 	switch s.Scheme {
-	case schemeHTTP:
+	case proxy.HTTP:
 		d := newConnect(nd, shared, g.stats)
 		g.streams, g.pace = d, &d.line.pace
-	case schemeHTTPS:
+	case proxy.HTTPS:
 		d := newSecure(nd, shared, g.stats)
 		g.streams, g.pace = d, &d.line.pace
 	}

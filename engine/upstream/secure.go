@@ -43,7 +43,7 @@ var _ flow.StreamConn = (*tlsConn)(nil)
 // connections the certificates (RFC 8446 section 2.2).
 func tlsConfig(s Spec, alpn []string) *tls.Config {
 	return &tls.Config{
-		ServerName:         s.serverName(),
+		ServerName:         s.ServerName(),
 		RootCAs:            s.CA,
 		NextProtos:         alpn,
 		MinVersion:         tls.VersionTLS12,

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // serve accepts on loopback and runs handle on each connection until the test
@@ -309,7 +310,7 @@ func overTLS(cert tls.Certificate, handle func(net.Conn), alpn ...string) func(*
 // open makes an upstream that the test closes.
 func open(t testing.TB, rawURL string, change func(*Spec), o Options) *Upstream {
 	t.Helper()
-	s, err := ParseURL("test", rawURL)
+	s, err := proxy.ParseURL("test", rawURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@
 // An error is an *Error, which tells the upstream's faults from the target's,
 // or wraps context.Canceled when the caller gave up.
 //
-// engine and engine/route import this; it imports engine/flow,
+// engine and engine/route import this; it imports engine/flow, engine/proxy,
 // engine/resolve and engine/upstream/h2 only. A group (NewGroup) is an Upstream
 // too: it picks a member for each flow. See pool.go for what is kept warm, and
 // probe.go for how early data is found out about.
@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
 )
 
@@ -105,7 +106,7 @@ type Upstream struct {
 
 // New makes the upstream that s describes; it opens nothing.
 func New(s Spec, o Options) (*Upstream, error) {
-	if err := s.validate(); err != nil {
+	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("upstream %q: %w", s.Name, err)
 	}
 	if o.Log == nil {
@@ -114,16 +115,16 @@ func New(s Spec, o Options) (*Upstream, error) {
 	u := &Upstream{spec: s}
 	nd := &netDialer{opts: o}
 	switch s.Scheme {
-	case schemeDirect:
+	case proxy.Direct:
 		d := &direct{net: nd, stats: &u.stats}
 		u.streams, u.packets = d, packets{u, d}
 		return u, nil
-	case schemeSOCKS5:
+	case proxy.SOCKS5:
 		d := newSOCKS5(nd, s, &u.stats)
 		u.streams, u.packets = d, packets{u, d}
-	case schemeHTTP:
+	case proxy.HTTP:
 		u.streams = newConnect(nd, s, &u.stats)
-	case schemeHTTPS:
+	case proxy.HTTPS:
 		u.streams = newSecure(nd, s, &u.stats)
 	}
 	u.prover = &prover{off: s.NoEarly}

@@ -55,7 +55,7 @@ func TestWireGathers(t *testing.T) {
 		sizes <- int(n)
 	})
 	nd := &netDialer{}
-	spec := Spec{Scheme: schemeHTTPS, Host: "127.0.0.1", Port: addr.Port(), CA: pool}
+	spec := Spec{Scheme: "https", Host: "127.0.0.1", Port: addr.Port(), CA: pool}
 	c, err := nd.dialTLS(within(t, 5*time.Second), spec, new(counters), tlsConfig(spec, nil), time.Second*5)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package resolve
+package proxy
 
 import (
 	"fmt"
@@ -66,8 +66,16 @@ func TestListForms(t *testing.T) {
 
 func TestListSkipsWhatIsNoProxy(t *testing.T) {
 	text := "\ufeff# a list\r\n1.2.3.4:80\r\n\r\n; note\n// note\nhunter2\n1.2.3.4:80, 5.6.7.8:81,\nh:0\nsocks4://1.2.3.4:1\nh:70000\n1.2.3.4:80:bob\n<html>\nhost name:80\n2001:db8::1:80\n2001:db8::a:80\n1.2.3.400:80\n"
+	good := ""
+	for i := range 20 {
+		good += fmt.Sprintf("10.0.0.%d:80\n", i)
+	}
+	if _, _, err := ParseList([]byte(text), "socks5"); err == nil || !strings.Contains(err.Error(), "10 of 12 lines are no proxies") {
+		t.Errorf("mostly none: %v", err)
+	}
+	text += good
 	got, skipped, err := ParseList([]byte(text), "socks5")
-	if err != nil || len(got) != 2 || got[1].Host != "5.6.7.8" || got[1].Scheme != "socks5" {
+	if err != nil || len(got) != 22 || got[1].Host != "5.6.7.8" || got[1].Scheme != "socks5" {
 		t.Fatalf("%v, %v", got, err)
 	}
 	var lines []int
@@ -88,15 +96,15 @@ func TestListRefusesWhatIsNone(t *testing.T) {
 			t.Errorf("%q is %v", text, got)
 		}
 	}
-	if _, _, err := ParseList(make([]byte, maxListBytes+1), "http"); err == nil {
+	if _, _, err := ParseList(make([]byte, MaxListBytes+1), "http"); err == nil {
 		t.Error("no bound")
 	}
 	var b strings.Builder
-	for i := range maxMembers + 5 {
+	for i := range MaxListProxies + 5 {
 		fmt.Fprintf(&b, "10.%d.%d.%d:80\n", i>>16, i>>8&255, i&255)
 	}
 	got, skipped, err := ParseList([]byte(b.String()), "http")
-	if err != nil || len(got) != maxMembers || len(skipped) != 1 {
+	if err != nil || len(got) != MaxListProxies || len(skipped) != 1 {
 		t.Errorf("%d proxies, %v, %v", len(got), skipped, err)
 	}
 }
@@ -110,12 +118,12 @@ func FuzzList(f *testing.F) {
 			t.Fatal("nothing, and no error")
 		}
 		for _, g := range got {
-			if err := g.validate(); err != nil {
+			if err := g.Validate(); err != nil {
 				t.Fatalf("%+v: %v", g, err)
 			}
 			// What was read can be written and read again.
 			if g.Username == "" && g.Password == "" {
-				again, _, err := ParseList([]byte(g.Scheme+"://"+(&Endpoint{Host: g.Host, Port: g.Port}).Addr()), "http")
+				again, _, err := ParseList([]byte(g.Scheme+"://"+g.Addr()), "http")
 				if err != nil || len(again) != 1 || again[0] != g {
 					t.Fatalf("%+v became %+v, %v", g, again, err)
 				}
