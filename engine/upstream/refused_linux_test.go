@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 // Bytes that leave ahead of the answer to a CONNECT that the proxy refuses are
@@ -130,7 +131,7 @@ func rawRefused(t *testing.T, s *Spec, target flow.Target, behind string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if s.Scheme == schemeHTTPS {
+	if s.Scheme == proxy.HTTPS {
 		c = tls.Client(c, &tls.Config{RootCAs: s.CA, ServerName: s.Host})
 	}
 	if _, err := c.Write(append(appendConnect(nil, &ask{spec: s, t: target}), behind...)); err != nil {
