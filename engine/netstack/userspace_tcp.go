@@ -97,6 +97,7 @@ type gvisorConn struct {
 var (
 	_ flow.StreamConn = (*gvisorConn)(nil)
 	_ io.WriterTo     = (*gvisorConn)(nil)
+	_ flow.Outbox     = (*gvisorConn)(nil)
 )
 
 // WriteTo implements io.WriterTo: it copies to w until the app has closed its
@@ -140,6 +141,25 @@ func (c *gvisorConn) SetLinger(sec int) error {
 		Timeout: time.Duration(max(sec, 0)) * time.Second,
 	})
 	return nil
+}
+
+// Unacked implements flow.Outbox. gVisor tells nobody how much its send buffer
+// holds, only if it has room; with one byte in all it has room when it is empty.
+func (c *gvisorConn) Unacked() bool {
+	switch tcp.EndpointState(c.ep.State()) {
+	case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		return true // the FIN is on its way
+	case tcp.StateFinWait2:
+		return false
+	}
+	c.ep.SocketOptions().SetSendBufferSize(1, false)
+	return c.ep.Readiness(waiter.WritableEvents) == 0
+}
+
+// Gone implements flow.Outbox.
+func (c *gvisorConn) Gone() bool {
+	state := tcp.EndpointState(c.ep.State())
+	return state == tcp.StateClose || state == tcp.StateError
 }
 
 // maxSegment is the longest segment towards an app, in bytes of payload; the

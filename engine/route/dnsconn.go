@@ -13,9 +13,6 @@ import (
 
 const queryTimeout = 10 * time.Second
 
-// gone says that a socket will not work again.
-func gone(err error) bool { return errors.Is(err, net.ErrClosed) }
-
 // dnsOnly is an app's socket as DNS sees it: datagrams to other ports go to
 // other on the way. Once there was one, the socket lives as long as extend says
 // (which moves the deadline), not only as long as there are queries, and has a

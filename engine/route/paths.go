@@ -2,6 +2,7 @@ package route
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -150,7 +151,7 @@ func (s *session) receiveEach(ctx context.Context, p *path) {
 		n, from, err := p.conn.ReadFrom(b[:])
 		if err != nil {
 			// A socket may report that one peer is unreachable and work on.
-			if failures++; failures < 8 && !gone(err) && ctx.Err() == nil {
+			if failures++; failures < 8 && !errors.Is(err, net.ErrClosed) && ctx.Err() == nil {
 				continue
 			}
 			return

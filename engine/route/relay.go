@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -24,10 +25,6 @@ const (
 	// idleBytes is the buffer that waits where the system cannot say that bytes
 	// have come without one.
 	idleBytes = 2 << 10
-	// halfClosedIdle ends a flow of which one direction is closed and the other
-	// has moved nothing for so long. A flow open both ways may be idle for ever:
-	// TCP keep-alives find out if its ends are gone.
-	halfClosedIdle = 5 * time.Minute
 )
 
 // relay is a stream that is being carried.
@@ -37,20 +34,25 @@ const (
 type relay struct {
 	h        *Handler
 	up, down pump
-	half     atomic.Int64 // 0 while both directions run; then when idling ends, in Unix nanoseconds
-	parked   atomic.Bool  // it rests
+	wg       sync.WaitGroup // pumps, and what they start
+	parked   atomic.Bool    // it rests
 	resting  rest
+	finished sync.Once
+
+	mu   sync.Mutex
+	half atomic.Bool // written under mu; a direction has ended, or one end takes no more
 }
 
 // relay copies between app and up until both directions have ended, and
 // closes both. A FIN on one side becomes a FIN on the other, and the other
-// direction runs on; a reset, or any error, on one side becomes a reset of
-// both. So does the end of ctx.
+// direction runs on. What an end has said before it was reset, or refused to
+// hear more, is delivered; then the other end is reset too, as the kernels of a
+// direct connection would have it. The end of ctx resets both at once.
 func (h *Handler) relay(ctx context.Context, l *live, app, up flow.StreamConn) {
 	head, app := flow.Unwrap(app)
 	r := &relay{h: h}
-	r.up = pump{relay: r, dst: up, src: app, head: head, count: l.countUp}
-	r.down = pump{relay: r, dst: app, src: up, count: func(n int) {
+	r.up = pump{relay: r, other: &r.down, dst: up, src: app, head: head, count: l.countUp}
+	r.down = pump{relay: r, other: &r.up, dst: app, src: up, count: func(n int) {
 		if l.firstByte.Load() == 0 {
 			h.cameBack(l)
 		}
@@ -76,14 +78,13 @@ func (h *Handler) relay(ctx context.Context, l *live, app, up flow.StreamConn) {
 // copy runs the directions that have not ended, until each has ended or both
 // rest.
 func (r *relay) copy() {
-	var wg sync.WaitGroup
 	if !r.up.ended {
-		wg.Go(r.up.oneWay)
+		r.wg.Go(r.up.oneWay)
 	}
 	if !r.down.ended {
 		r.down.oneWay()
 	}
-	wg.Wait()
+	r.wg.Wait()
 }
 
 // oneWay runs one direction to its end, or until the relay rests.
@@ -92,31 +93,59 @@ func (p *pump) oneWay() {
 	if errors.Is(err, errRest) {
 		return
 	}
+	if srcGone := p.end(err); srcGone {
+		p.finish(p.src, p.dst)
+	}
+}
+
+// end notes the end of src, and passes it on if it was an orderly one. It
+// reports whether src is of no use any more: it has failed, or takes nothing.
+func (p *pump) end(err error) (srcGone bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err == nil && !p.other.wasReset { // else a write was told of the reset, and reading only ended
+		_ = p.dst.CloseWrite() // if dst is broken the other direction finds out by reading
+	}
 	p.ended = true
-	if err != nil {
-		abort(p.src)
-		abort(p.dst)
+	p.half.Store(true)
+	return err != nil || p.other.refused.Load()
+}
+
+// refuse notes that dst takes no more. What it has said before is still
+// carried to src (RFC 9112 section 9.6), by the other direction; meanwhile this
+// one reads what src sends and drops it, so that src comes to reading.
+func (p *pump) refuse(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refused.Swap(true) {
 		return
 	}
-	// If dst is broken the other direction finds out by reading.
-	_ = p.dst.CloseWrite()
-	// What is left is the other direction, from dst to src.
-	limit := p.extend()
-	_ = p.dst.SetReadDeadline(limit)
-	_ = p.src.SetWriteDeadline(limit)
+	p.wasReset = errors.Is(err, syscall.ECONNRESET)
+	p.half.Store(true)
+	if p.other.ended { // all of it is carried
+		p.wg.Go(func() { p.finish(p.dst, p.src) })
+	}
 }
 
-// extend puts the end of a half-closed flow off.
-func (r *relay) extend() time.Time {
-	limit := time.Now().Add(halfClosedIdle)
-	r.half.Store(limit.UnixNano())
-	return limit
+// finish ends a relay of which one connection is of no use any more: the other
+// is reset once its peer has got what was written to it.
+func (r *relay) finish(useless, c flow.StreamConn) {
+	r.finished.Do(func() {
+		abort(useless)
+		settle(c)
+		abort(c)
+	})
 }
 
-// idled reports whether a half-closed flow has been idle for too long.
-func (r *relay) idled() bool {
-	limit := r.half.Load()
-	return limit != 0 && time.Now().UnixNano() >= limit
+// settle waits until the peer of c has acknowledged all that was written: a
+// reset would destroy what is on its way.
+func settle(c flow.StreamConn) {
+	const first, last = 100 * time.Microsecond, 50 * time.Millisecond
+	begin, pause := time.Now(), first
+	for unacked(c) && time.Since(begin) < settleWithin {
+		time.Sleep(pause)
+		pause = min(2*pause, last)
+	}
 }
 
 // abort closes c with a reset where it knows how (TCP, HTTP/2 streams).
@@ -130,14 +159,17 @@ func abort(c net.Conn) {
 // pump is one direction of a relay.
 type pump struct {
 	*relay
+	other    *pump // the other direction
 	dst, src flow.StreamConn
 	head     []byte // comes before what src gives
 	count    func(n int)
 	spoke    atomic.Bool // src has given something
-	ended    bool        // owned by relay.copy's goroutines, one after the other
+	refused  atomic.Bool // dst takes no more: what src gives is dropped
+	wasReset bool        // guarded by mu; because dst was reset
+	ended    bool        // guarded by mu; src has given all
 }
 
-// run copies until the end of src (nil) or an error of either side.
+// run copies until the end of src (nil) or an error of it.
 //
 //	both TCP, Linux     read 32 KiB at most; if that is full, splice till there is a pause
 //	from TCP, Linux     read when there is something to read, without a buffer till then
@@ -146,9 +178,7 @@ type pump struct {
 func (p *pump) run() error {
 	if head := p.head; len(head) > 0 {
 		p.head = nil
-		if _, err := p.Write(head); err != nil {
-			return err
-		}
+		_, _ = p.Write(head)
 	}
 	if src, ok := p.src.(*net.TCPConn); ok && canWait {
 		return p.runTCP(src)
@@ -162,26 +192,23 @@ func (p *pump) run() error {
 	return p.runBuffered()
 }
 
-// Write sends to dst and counts.
+// Write sends to dst and counts, or drops if dst takes no more. It does not
+// fail.
 func (p *pump) Write(b []byte) (int, error) {
 	if !p.spoke.Load() {
 		p.spoke.Store(true) // before an answer can come
 	}
+	if p.refused.Load() {
+		return len(b), nil
+	}
 	n, err := p.dst.Write(b)
 	if n > 0 {
-		p.moved(n)
+		p.count(n)
 	}
-	return n, err
-}
-
-// moved counts n bytes and puts the end of a half-closed flow off.
-func (p *pump) moved(n int) {
-	p.count(n)
-	if p.half.Load() != 0 {
-		limit := p.extend()
-		_ = p.src.SetReadDeadline(limit)
-		_ = p.dst.SetWriteDeadline(limit)
+	if err != nil {
+		p.refuse(err)
 	}
+	return len(b), nil
 }
 
 // runTCP copies from a kernel socket. No buffer and no pipe is held while
@@ -196,13 +223,10 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 	for {
 		b, n, err := r.read()
 		if n > 0 {
-			_, werr := p.Write(b[:n])
+			_, _ = p.Write(b[:n])
 			p.h.chunks.Put(b)
-			if werr != nil {
-				return werr // also a timeout: what was not written is lost
-			}
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && !p.idled() {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			if p.rest() {
 				return errRest
 			}
@@ -215,7 +239,7 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 		if err != nil {
 			return err
 		}
-		if n < chunkBytes || !splice {
+		if n < chunkBytes || !splice || p.refused.Load() {
 			continue
 		}
 		if err := p.splice(dst, src); err != nil {
@@ -226,37 +250,35 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 
 // splice moves bytes inside the kernel as long as they come without a pause.
 // It does so in slices of spliceSlice at most, so that counters stay live and
-// no pipe is held through a pause.
+// no pipe is held through a pause. An error is one of src.
 func (p *pump) splice(dst, src *net.TCPConn) error {
 	defer p.resume()
 	for {
-		begin := time.Now()
-		_ = src.SetReadDeadline(begin.Add(spliceSlice))
+		_ = src.SetReadDeadline(time.Now().Add(spliceSlice))
 		n, err := dst.ReadFrom(&io.LimitedReader{R: src, N: spliceBytes})
 		if n > 0 {
-			p.moved(int(n))
+			p.count(int(n))
 		}
-		// Only reading can time out so soon: a write has minutes from the last
-		// moved, and one that timed out would have lost what is in the pipe.
-		if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(begin) < halfClosedIdle/2 {
-			err = nil
-		} else if err == nil && n < spliceBytes {
+		switch {
+		case err == nil && n < spliceBytes:
 			return nil // the end; the next read sees it too
-		}
-		if err != nil || n == 0 {
-			return err
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded): // of reading: writes have none
+			if n == 0 {
+				return nil
+			}
+		default:
+			if !gone(dst) {
+				return err
+			}
+			p.refuse(err) // what was in the pipe is lost with dst
+			return nil
 		}
 	}
 }
 
-// resume lifts the read deadline, but for one that the other direction's end
-// has set, maybe just now.
-func (p *pump) resume() {
-	_ = p.src.SetReadDeadline(time.Time{})
-	if limit := p.half.Load(); limit != 0 {
-		_ = p.src.SetReadDeadline(time.Unix(0, limit))
-	}
-}
+// resume lifts the read deadline.
+func (p *pump) resume() { _ = p.src.SetReadDeadline(time.Time{}) }
 
 // runBuffered copies from what can only be read with a buffer.
 func (p *pump) runBuffered() error {
@@ -264,9 +286,7 @@ func (p *pump) runBuffered() error {
 	for {
 		n, err := p.src.Read(small)
 		if n > 0 {
-			if _, err := p.Write(small[:n]); err != nil {
-				return err
-			}
+			_, _ = p.Write(small[:n])
 		}
 		if err == nil && n == len(small) {
 			err = p.burst()
@@ -287,9 +307,7 @@ func (p *pump) burst() error {
 	for {
 		n, err := p.src.Read(b[:])
 		if n > 0 {
-			if _, err := p.Write(b[:n]); err != nil {
-				return err
-			}
+			_, _ = p.Write(b[:n])
 		}
 		if err != nil || n < idleBytes {
 			return err

@@ -47,8 +47,8 @@ type rest struct {
 
 // rest reports whether both pumps may end now: if not, this one must go on.
 func (p *pump) rest() bool {
-	if p.half.Load() != 0 {
-		return false // the other pump is no more
+	if p.half.Load() {
+		return false // the other pump is no more, or needs this one
 	}
 	r := &p.resting
 	r.mu.Lock()
@@ -104,7 +104,7 @@ func (r *relay) wait(ctx context.Context) bool {
 
 // kick asks both pumps to rest. It may get lost: then they do not.
 func (r *relay) kick() {
-	if r.parked.Load() || r.half.Load() != 0 {
+	if r.parked.Load() || r.half.Load() {
 		return
 	}
 	for _, p := range []*pump{&r.up, &r.down} {
@@ -145,7 +145,7 @@ func (h *Handler) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
-			h.sweep()
+			h.sweep(&wg)
 		}
 		if now := h.rested.Load(); now-freed >= max(freeAfter, h.resting.Load()/8) && time.Now().After(quiet) {
 			freed = now
@@ -156,8 +156,9 @@ func (h *Handler) Run(ctx context.Context) error {
 	}
 }
 
-// sweep lets relays rest through which nothing has moved since the last sweep.
-func (h *Handler) sweep() {
+// sweep looks at the relays through which nothing has moved since the last
+// sweep: those that are open both ways may rest, the others may be over.
+func (h *Handler) sweep(wg *sync.WaitGroup) {
 	h.live.Range(func(_, v any) bool {
 		l := v.(*live)
 		r := l.relay.Load()
@@ -166,9 +167,30 @@ func (h *Handler) sweep() {
 		}
 		moved := l.bytes.up.Load() + l.bytes.down.Load()
 		if moved == l.moved {
-			r.kick()
+			if p := r.deaf(); p != nil {
+				wg.Go(func() { r.finish(p.src, p.dst) })
+			} else {
+				r.kick()
+			}
 		}
 		l.moved = moved
 		return true
 	})
+}
+
+// deaf is the pump of a half-closed relay whose src has ended and is no more
+// since: nobody would take what comes the other way, nor does anybody read from
+// src to find out. Keep-alive probes tell the kernel. Otherwise nil.
+func (r *relay) deaf() *pump {
+	if !r.half.Load() {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range []*pump{&r.up, &r.down} {
+		if p.ended && !p.other.ended && gone(p.src) {
+			return p
+		}
+	}
+	return nil
 }

@@ -277,3 +277,22 @@ func inUse() int {
 	runtime.ReadMemStats(&m)
 	return int(m.HeapAlloc + m.StackInuse)
 }
+
+// A flow of which the app has ended its half ends with the app, although nobody
+// reads from it any more and the server is silent.
+func TestHalfClosedEndsWithItsApp(t *testing.T) {
+	h := resting(t)
+	seen := make(chan error, 1)
+	target := flow.TargetOf(serve(t, func(c *net.TCPConn) {
+		_, _ = io.Copy(io.Discard, c)
+		seen <- nil
+		until(t, "the server is told", func() bool { return gone(c) })
+	}))
+	app, in := pair(t)
+	done := carry(h, t.Context(), tcpFlow(target), &pending{conn: in})
+	_ = app.CloseWrite()
+	<-seen
+	_ = app.SetLinger(0)
+	_ = app.Close()
+	wait(t, done)
+}
