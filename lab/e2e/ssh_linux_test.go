@@ -57,7 +57,13 @@ func sessions(t *testing.T, l *lab.Lab, when, port string) (all []session) {
 // serve gives every connection to the client's port to handle.
 func serve(t *testing.T, l *lab.Lab, address string, handle func(net.Conn)) {
 	t.Helper()
-	ln, err := l.NS(lab.Client).Listen("tcp", address)
+	serveAt(t, l, lab.Client, address, handle)
+}
+
+// serveAt gives every connection to a node's port to handle.
+func serveAt(t *testing.T, l *lab.Lab, n lab.Node, address string, handle func(net.Conn)) {
+	t.Helper()
+	ln, err := l.NS(n).Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -203,6 +203,7 @@ func (p *Proxy) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 	go func() { // ends when the stream or the target does; waited for below
 		defer close(up)
 		if _, err := io.Copy(target, r.Body); err != nil {
+			_, _ = io.Copy(io.Discard, r.Body) // ends at once if the client is at fault, else with the answer
 			target.Close()
 		} else if cw, ok := target.(closeWriter); ok {
 			cw.CloseWrite()

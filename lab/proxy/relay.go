@@ -11,7 +11,9 @@ type closeWriter interface{ CloseWrite() error }
 
 // relay copies both ways until both sides have ended, passing each side's FIN
 // on (RFC 9293 section 3.6). Two TCP connections are spliced by the kernel. An
-// error on either side ends both, with an RST where the error was one.
+// error on either side ends both, with an RST where the error was one; but what
+// a target has answered is carried, although it takes no more (RFC 9112 section
+// 9.6).
 func relay(client net.Conn, early []byte, target net.Conn) error {
 	client.SetDeadline(time.Time{})
 	up := make(chan error, 1)
@@ -22,6 +24,9 @@ func relay(client net.Conn, early []byte, target net.Conn) error {
 		}
 		if err == nil {
 			_, err = io.Copy(target, client)
+		}
+		if err != nil {
+			_, _ = io.Copy(io.Discard, client) // ends at once if the client is at fault
 		}
 		up <- finish(err, client, target)
 	}()
