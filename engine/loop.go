@@ -58,7 +58,8 @@ func (e *Engine) handle(m message) {
 }
 
 func notRestored(err error) *api.Error {
-	return &api.Error{Code: api.ErrSystem, Message: "the machine is not restored completely: " + err.Error(), Hint: "run `atlantic rescue`"}
+	return &api.Error{Code: api.ErrNotRestored, Message: "the machine is not restored completely: " + err.Error(),
+		Hint: "remove what stands in the way, end the service, and run `sudo atlantic rescue`"}
 }
 
 // started takes over what a start has made. It reports false if the start says

@@ -27,6 +27,9 @@ func (a *app) down() *cobra.Command {
 					return err
 				}
 			}
+			if st.State == api.Off && st.Code == api.ErrNotRestored {
+				return &notOn{failure{exitError, st.Cause, st.Hint}, st}
+			}
 			if asJSON {
 				return a.out.json(st)
 			}

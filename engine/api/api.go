@@ -249,7 +249,8 @@ const (
 	ErrPermission   ErrorCode = "permission"  // the caller may not do this
 	ErrConfig       ErrorCode = "config"      // the configuration is wrong
 	ErrUnknownName  ErrorCode = "unknown_upstream"
-	ErrSystem       ErrorCode = "system" // the operating system refused: no root, no /dev/net/tun …
+	ErrSystem       ErrorCode = "system"       // the operating system refused: no root, no /dev/net/tun …
+	ErrNotRestored  ErrorCode = "not_restored" // something of ours is left on the machine
 	ErrPortInUse    ErrorCode = "port_in_use"
 	ErrRefused      ErrorCode = "upstream_refused"     // TCP reset or refused
 	ErrUnreachable  ErrorCode = "upstream_unreachable" // no route, name does not resolve

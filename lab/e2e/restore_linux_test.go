@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -184,6 +185,55 @@ func TestRestore(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestResolvConfEdited: what the owner does to resolv.conf while on is there
+// after down, ours is not, and names work before and after. What cannot be
+// undone is said, by down and by rescue.
+func TestResolvConfEdited(t *testing.T) {
+	l := owned(t, "file")
+	text := "# the owner's\nsearch lan.test\nnameserver " + lab.DNS4().String() + "\noptions timeout:1\n"
+	s := start(t, l, upstreamToml(t, l))
+	s.answers()
+	for script, want := range map[string]string{
+		"echo nameserver 9.9.9.9 >> /etc/resolv.conf":              text + "nameserver 9.9.9.9\n",
+		"sed -i s/lan.test/corp.test/ /etc/resolv.conf":            strings.Replace(text, "lan.test", "corp.test", 1),
+		": > /etc/resolv.conf":                                     text,
+		"cp /etc/resolv.conf /etc/x && mv /etc/x /etc/resolv.conf": text,
+	} {
+		if err := l.SetResolvConf(lab.Client, text); err != nil {
+			t.Fatal(err)
+		}
+		s.must("up")
+		if out, code := inClient(t, l, "sh", "-ec", script); code != 0 {
+			t.Fatal(out)
+		}
+		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			if b, _ := os.ReadFile(l.Path(lab.Client, "/etc/resolv.conf")); strings.Contains(string(b), "\nnameserver 198.18.0.2\n") {
+				break
+			}
+		}
+		works(t, l)
+		s.must("down")
+		if b, _ := os.ReadFile(l.Path(lab.Client, "/etc/resolv.conf")); string(b) != want {
+			t.Errorf("after %s and down:\n%s\nwant\n%s", script, b, want)
+		}
+		if addrs, err := l.Resolve(t.Context(), lab.Client, "example.test"); err != nil || len(addrs) == 0 {
+			t.Errorf("after %s and down: %v, %v", script, addrs, err)
+		}
+	}
+	s.must("up")
+	path := l.Path(lab.Client, "/etc/resolv.conf")
+	if out, err := exec.Command("chattr", "+i", path).CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: chattr: %v: %s", err, out)
+	}
+	t.Cleanup(func() { _ = exec.Command("chattr", "-i", path).Run() })
+	const left = "/etc/resolv.conf still names our resolver"
+	s.fails(1, []string{left}, "down")
+	s.kill()
+	if out, err := s.command("rescue", "--state", s.state()).CombinedOutput(); err == nil || !strings.Contains(string(out), left) {
+		t.Errorf("rescue with an immutable file: %v: %s", err, out)
 	}
 }
 

@@ -222,17 +222,6 @@ func texts(addrs []netip.Addr) []string {
 	return s
 }
 
-// settings are the words after keyword in a resolv.conf.
-func settings(content []byte, keyword string) []string {
-	var words []string
-	for line := range strings.Lines(string(content)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == keyword {
-			words = append(words, fields[1:]...)
-		}
-	}
-	return words
-}
-
 // revertNetworkManager empties the global configuration if it is still ours. A
 // NetworkManager that does not run keeps it on disk: errLater.
 func revertNetworkManager(bus string, o op) error {
@@ -251,8 +240,15 @@ func revertNetworkManager(bus string, o op) error {
 	})
 }
 
-func networkManagerPresent(bus string, o op) bool {
-	present := true
+func networkManagerPresent(bus string, o op) bool { return networkManagerIs(bus, o, true) }
+
+// networkManagerHas reports whether NetworkManager runs, and has our setting.
+func networkManagerHas(bus string, o op) bool { return networkManagerIs(bus, o, false) }
+
+// networkManagerIs tells whether NetworkManager has our setting; otherwise is
+// the answer when it cannot be asked.
+func networkManagerIs(bus string, o op, otherwise bool) bool {
+	present := otherwise
 	_ = onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
 		if !hasOwner(ctx, conn, nmName) {
 			return nil

@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +25,7 @@ const (
 
 	tmpSuffix       = ".atlantic"
 	resolvconfLimit = 10 * time.Second
+	othersLimit     = 3 * time.Second // for another program to write resolv.conf, when it has been told
 )
 
 // savedFile is what was found in the place of resolv.conf.
@@ -32,6 +36,7 @@ type savedFile struct {
 	UID     int    `json:"uid,omitempty"`
 	GID     int    `json:"gid,omitempty"`
 	Content []byte `json:"content,omitempty"` // through the symlink, if it leads anywhere
+	Sum     uint32 `json:"sum,omitempty"`     // CRC-32 (IEEE) of Content, of a symlink: it shows edits made while a file stands in its place
 }
 
 func snapshotFile(path string) (*savedFile, error) {
@@ -62,35 +67,78 @@ func snapshotFile(path string) (*savedFile, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if s.Content, err = io.ReadAll(io.LimitReader(f, maxResolvConf+1)); err != nil {
+	if s.Content, err = io.ReadAll(io.LimitReader(f, maxOurs+1)); err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	if len(s.Content) > maxResolvConf {
+	if text, _, _ := withoutOurs(s.Content, nil); len(text) > maxResolvConf {
 		return nil, fmt.Errorf("%s is longer than %d bytes", path, maxResolvConf)
+	}
+	if s.Kind == kindSymlink {
+		s.Sum = crc32.ChecksumIEEE(s.Content)
 	}
 	return s, nil
 }
 
-// holdsOurs reports whether now is the file that we wrote. An empty one counts:
-// that is what a crash in the middle of writing in place leaves.
-func holdsOurs(now *savedFile, ours []byte) bool {
-	return now.Kind == kindFile && (len(now.Content) == 0 || bytes.Equal(now.Content, ours))
+// putFile makes content that of path. A file is written in place: it stays the
+// same inode, with its owner, mode, extended attributes, ACL, hard links and
+// bind mounts. Where there is no file yet, or one that only its owner may write
+// (a service without CAP_DAC_OVERRIDE), a new one takes the place by rename.
+func putFile(path string, content []byte) error {
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		if err = writeInPlace(path, content); !errors.Is(err, unix.EACCES) {
+			return err
+		}
+		return replaceFile(path, content, &st)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("stat %s: %w", path, err)
+	}
+	return replaceFile(path, content, nil)
 }
 
-// replaceFile puts content in place of path, atomically, with the mode and
-// owner in like. A file that is a mount point is written in place.
-func replaceFile(path string, content []byte, like *savedFile) error {
-	mode, uid, gid := like.Mode, like.UID, like.GID
-	if like.Kind != kindFile {
-		mode, uid, gid = 0o644, 0, 0
+// writeInPlace needs no more room on the disk than it makes sure of beforehand:
+// a full one must not leave half a file.
+func writeInPlace(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, max(int64(len(content)), 1))
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		err = nil // a file system that cannot
+	}
+	if err == nil {
+		_, err = f.WriteAt(content, 0)
+	}
+	if err == nil {
+		err = f.Truncate(int64(len(content)))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// replaceFile puts a new file in place of path, atomically, with the mode, owner
+// and extended attributes of what is there, which like is of; nil means nothing
+// of a file.
+func replaceFile(path string, content []byte, like *unix.Stat_t) error {
+	mode, uid, gid := uint32(0o644), 0, 0
+	if like != nil {
+		mode, uid, gid = like.Mode&0o7777, int(like.Uid), int(like.Gid)
 	}
 	tmp := path + tmpSuffix
 	_ = os.Remove(tmp)
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		if isMountPoint(path) { // a read-only /etc with a writable file in it
-			return writeInPlace(path, content)
-		}
 		return err
 	}
 	defer os.Remove(tmp) // gone already if all went well
@@ -101,6 +149,9 @@ func replaceFile(path string, content []byte, like *savedFile) error {
 	if err == nil {
 		err = unix.Fchmod(int(f.Fd()), mode)
 	}
+	if err == nil && like != nil {
+		copyAttributes(path, int(f.Fd()))
+	}
 	if err == nil {
 		err = f.Sync()
 	}
@@ -110,63 +161,85 @@ func replaceFile(path string, content []byte, like *savedFile) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", tmp, err)
 	}
-	if err := os.Rename(tmp, path); errors.Is(err, unix.EBUSY) {
-		return writeInPlace(path, content)
-	} else if err != nil {
+	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
 }
 
-func writeInPlace(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+// copyAttributes gives fd the extended attributes of path, ACLs among them, as
+// far as this process may set them.
+func copyAttributes(path string, fd int) {
+	names := make([]byte, 64<<10) // XATTR_LIST_MAX
+	n, err := unix.Llistxattr(path, names)
 	if err != nil {
+		return
+	}
+	value := make([]byte, 64<<10) // XATTR_SIZE_MAX
+	for name := range strings.SplitSeq(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
+		if n, err := unix.Lgetxattr(path, name, value); err == nil {
+			_ = unix.Fsetxattr(fd, name, value[:n], 0)
+		}
+	}
+}
+
+// putBack makes path what former is. What was a link is one again; edits that
+// others have made in the file that stood in its place go to where it leads, as
+// they would have without us, unless that has changed as well: then they stay
+// in a file.
+func putBack(path string, former *savedFile) error {
+	_ = os.Remove(path + tmpSuffix)
+	switch {
+	case former.Kind == kindMissing && len(bytes.TrimSpace(former.Content)) == 0:
+		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	case former.Kind == kindSymlink:
+		to := linkedPath(path, former.Target)
+		if former.edited() {
+			there, err := os.ReadFile(to)
+			if err != nil || crc32.ChecksumIEEE(there) != former.Sum || writeInPlace(to, former.Content) != nil {
+				break
+			}
+		}
+		return putLink(path, former.Target)
+	}
+	return putFile(path, former.Content)
+}
+
+func putLink(path, target string) error {
+	tmp := path + tmpSuffix
+	if err := os.Symlink(target, tmp); err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
+	if err := os.Rename(tmp, path); err != nil {
+		_ = os.Remove(tmp)
+		return err
 	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
+	return syncDir(filepath.Dir(path))
+}
+
+// linkedPath is where a link at path with that target leads.
+func linkedPath(path, target string) string {
+	if filepath.IsAbs(target) {
+		return target
 	}
-	return err
+	return filepath.Join(filepath.Dir(path), target)
+}
+
+// linked is what a link in place of resolv.conf would lead to.
+func (h *Host) linked(target string) ([]byte, error) {
+	s, err := snapshotFile(linkedPath(h.system.resolvConf, target))
+	if err != nil {
+		return nil, err
+	}
+	return s.Content, nil
 }
 
 func isMountPoint(path string) bool {
 	var file, dir unix.Stat_t
 	return unix.Stat(path, &file) == nil && unix.Stat(filepath.Dir(path), &dir) == nil && file.Dev != dir.Dev
-}
-
-// restoreFile puts back what was found, unless path no longer holds ours:
-// whatever somebody has written since is newer and stays.
-func restoreFile(path string, ours []byte, was *savedFile) error {
-	_ = os.Remove(path + tmpSuffix)
-	now, err := snapshotFile(path)
-	if err != nil {
-		return err
-	}
-	if !holdsOurs(now, ours) {
-		return nil
-	}
-	switch was.Kind {
-	case kindSymlink:
-		tmp := path + tmpSuffix
-		if err := os.Symlink(was.Target, tmp); err != nil {
-			return err
-		}
-		if err := os.Rename(tmp, path); err != nil {
-			_ = os.Remove(tmp)
-			return err
-		}
-		return syncDir(filepath.Dir(path))
-	case kindMissing:
-		return os.Remove(path)
-	}
-	if now.Mode == was.Mode && now.UID == was.UID && now.GID == was.GID && bytes.Equal(now.Content, was.Content) {
-		return nil
-	}
-	return replaceFile(path, was.Content, was)
 }
 
 // isReadOnly tells a file that cannot be changed from other failures: a
@@ -223,6 +296,27 @@ func (h *Host) resolvconfPath() string {
 	return ""
 }
 
+// record is what resolvconf is given: our servers, with the search list and
+// options of the machine, which openresolv's -x would leave out.
+func record(o op) []byte {
+	var b bytes.Buffer
+	for _, a := range o.Servers {
+		fmt.Fprintf(&b, "nameserver %s\n", a)
+	}
+	var former []byte
+	if o.File != nil {
+		former = o.File.Content
+	}
+	for line := range bytes.Lines(former) {
+		switch fields := bytes.Fields(line); {
+		case len(fields) < 2:
+		case slices.Contains([]string{"search", "domain", "options"}, string(fields[0])):
+			b.Write(append(bytes.Join(fields, []byte(" ")), '\n'))
+		}
+	}
+	return b.Bytes()
+}
+
 // runResolvconf adds or deletes our record. The name begins with "tun", which
 // Debian's interface-order puts first; -m 0 -x is openresolv's way to be the
 // only one (as wg-quick does; Debian's ignores it).
@@ -233,7 +327,7 @@ func runResolvconf(path, action string, o op) error {
 	var input []byte
 	if action == "-a" {
 		args = append(args, "-m", "0", "-x")
-		input = renderResolvConf(o.Servers, nil)
+		input = record(o)
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}

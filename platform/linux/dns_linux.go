@@ -2,12 +2,15 @@ package linux
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
@@ -23,12 +26,8 @@ const (
 	dnsFile           dnsBackend = "file"
 )
 
-const (
-	resolvConfHead = "# Written by AtlanticProxy while it is on; it puts the former file back.\n"
-
-	maxResolvConf = 64 << 10 // bytes
-	maxServers    = 8
-)
+// usualTUN is the device's name unless the configuration has another.
+const usualTUN = "atlantic0"
 
 // detectDNS finds who owns resolv.conf:
 //
@@ -67,54 +66,6 @@ func isResolvedStub(a netip.Addr) bool {
 	return a == netip.AddrFrom4([4]byte{127, 0, 0, 53}) || a == netip.AddrFrom4([4]byte{127, 0, 0, 54})
 }
 
-// comments are the lines of a resolv.conf that are no settings.
-func comments(content []byte) []byte {
-	var b bytes.Buffer
-	for line := range bytes.Lines(content) {
-		if t := bytes.TrimSpace(line); len(t) > 0 && (t[0] == '#' || t[0] == ';') {
-			b.Write(line)
-		}
-	}
-	return b.Bytes()
-}
-
-// nameservers reads resolv.conf(5); what it does not understand it skips.
-func nameservers(content []byte) []netip.Addr {
-	var servers []netip.Addr
-	for line := range bytes.Lines(content) {
-		fields := strings.Fields(string(line))
-		if len(fields) < 2 || fields[0] != "nameserver" || len(servers) >= maxServers {
-			continue
-		}
-		if a, err := netip.ParseAddr(fields[1]); err == nil {
-			servers = append(servers, a)
-		}
-	}
-	return servers
-}
-
-// renderResolvConf is the file for servers, with the search list and options of
-// the former one.
-func renderResolvConf(servers []netip.Addr, former []byte) []byte {
-	var b bytes.Buffer
-	b.WriteString(resolvConfHead)
-	for _, s := range servers[:min(len(servers), maxServers)] {
-		b.WriteString("nameserver " + s.String() + "\n")
-	}
-	for line := range bytes.Lines(former) {
-		fields := bytes.Fields(line)
-		if len(fields) == 0 {
-			continue
-		}
-		switch string(fields[0]) {
-		case "search", "domain", "options":
-			b.Write(bytes.TrimRight(line, "\r\n"))
-			b.WriteByte('\n')
-		}
-	}
-	return b.Bytes()
-}
-
 // dnsInForce is the backend of the setting that is in force, so that the plan
 // does not change its mind because of what we wrote ourselves.
 func (h *Host) dnsInForce() dnsBackend {
@@ -134,14 +85,14 @@ func deviceIndex(name string) (int, error) {
 	return link.Attrs().Index, nil
 }
 
-// prepareDNS remembers the resolv.conf of now: to put it back, or only to know
-// the former servers.
+// prepareDNS remembers what resolv.conf is without us: to put it back, or only
+// to know the former servers. What o remembers already is older.
 func (h *Host) prepareDNS(o op) (op, error) {
-	saved, err := snapshotFile(h.system.resolvConf)
+	now, err := snapshotFile(h.system.resolvConf)
 	if err != nil {
 		return o, err
 	}
-	o.File = saved
+	o.File, _ = formerFile(now, o.File, o.Servers)
 	o.Index, err = deviceIndex(o.Dev)
 	return o, err
 }
@@ -155,7 +106,7 @@ func (h *Host) setDNS(o op) error {
 	case dnsResolvconf:
 		return runResolvconf(h.resolvconfPath(), "-a", o)
 	}
-	err := replaceFile(h.system.resolvConf, renderResolvConf(o.Servers, o.File.Content), o.File)
+	err := putFile(h.system.resolvConf, withOurs(o.File, o.Servers))
 	if isReadOnly(err) {
 		// Port 53 leads into the TUN whatever the file says; only a resolver on
 		// this machine itself is out of reach.
@@ -165,23 +116,70 @@ func (h *Host) setDNS(o op) error {
 	return err
 }
 
+// restoreDNS takes our setting back, and reports success only when resolv.conf
+// was read again and does not name us, whoever was to change it.
 func (h *Host) restoreDNS(o op) error {
+	var err error
 	switch o.Backend {
 	case dnsResolved:
-		return revertResolved(h.system.bus, o)
+		return revertResolved(h.system.bus, o) // its file never named us
 	case dnsNetworkManager:
-		return revertNetworkManager(h.system.bus, o)
+		err = revertNetworkManager(h.system.bus, o)
 	case dnsResolvconf:
-		if h.resolvconfPath() == "" {
-			return nil // the program was removed, and its file with it
+		if path := h.resolvconfPath(); path != "" {
+			err = runResolvconf(path, "-d", o)
 		}
-		return runResolvconf(h.resolvconfPath(), "-d", o)
 	}
 	if o.File == nil {
-		return nil
+		return err
 	}
-	err := restoreFile(h.system.resolvConf, renderResolvConf(o.Servers, o.File.Content), o.File)
-	if isReadOnly(err) {
+	if err == nil && o.Backend == dnsNetworkManager { // it writes a moment later
+		h.awaitOthersFile(o)
+	}
+	return errors.Join(err, h.freeResolvConf(o))
+}
+
+// awaitOthersFile waits until resolv.conf does not name us, for a while.
+func (h *Host) awaitOthersFile(o op) {
+	for deadline := time.Now().Add(othersLimit); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if now, err := snapshotFile(h.system.resolvConf); err != nil || !namesUs(now, o) {
+			return
+		}
+	}
+}
+
+// namesUs tells whether there is anything of o in a resolv.conf.
+func namesUs(now *savedFile, o op) bool {
+	_, _, ours := withoutOurs(now.Content, o.Servers)
+	return ours
+}
+
+// freeResolvConf takes what is ours out of resolv.conf, and reads it again.
+func (h *Host) freeResolvConf(o op) error {
+	path := h.system.resolvConf
+	now, err := snapshotFile(path)
+	if err != nil {
+		return err
+	}
+	former, ours := formerFile(now, o.File, o.Servers)
+	if !ours {
+		return nil // what somebody has written since is newer
+	}
+	if err := putBack(path, former); err != nil {
+		return fmt.Errorf("%s still names our resolver: %w", path, later(err))
+	}
+	if now, err = snapshotFile(path); err != nil {
+		return err
+	}
+	if namesUs(now, o) {
+		return fmt.Errorf("%w: %s names our resolver again: another program writes it", errLater, path)
+	}
+	return nil
+}
+
+// later adds to an error that time may cure that it can be tried later.
+func later(err error) error {
+	if isReadOnly(err) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("%w: %w", errLater, err)
 	}
 	return err
@@ -203,15 +201,15 @@ func (h *Host) dnsPresent(o op) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return holdsOurs(now, renderResolvConf(o.Servers, o.File.Content)) || !writable(h.system.resolvConf), nil
+	former, _ := formerFile(now, o.File, o.Servers)
+	there := now.Kind == kindFile && bytes.Equal(now.Content, withOurs(former, o.Servers))
+	return there || !writable(h.system.resolvConf), nil
 }
 
 // retakeDNS sets DNS again after somebody has overwritten it. What they wrote
 // is now what will be put back.
 func (h *Host) retakeDNS(e entry) error {
-	o := *e.Op
-	o.File = nil
-	made, err := h.record([]op{o})
+	made, err := h.record([]op{*e.Op})
 	if err != nil {
 		return err
 	}
@@ -221,31 +219,77 @@ func (h *Host) retakeDNS(e entry) error {
 	return h.journal.undone(e.Seq)
 }
 
-// lostResolvConf says that resolv.conf is the one we wrote while nothing tells
-// what it was: the journal was deleted, say. To be called when all is undone.
-func (h *Host) lostResolvConf() error {
-	s, err := snapshotFile(h.system.resolvConf)
-	if err != nil || s.Kind != kindFile || !bytes.HasPrefix(s.Content, []byte(resolvConfHead)) || h.dnsInForce() != dnsNone {
+// freeStray takes ours out of resolv.conf where no journal tells of it, by what
+// the file itself says. To be called when all that the journal knows is undone.
+func (h *Host) freeStray() error {
+	now, err := snapshotFile(h.system.resolvConf)
+	if err != nil || h.dnsInForce() != dnsNone {
 		return nil
 	}
-	return fmt.Errorf("%s still names our resolver, and the journal that knew what it was is lost: write your own into it (`nameserver 192.168.1.1`, say), or have your network set up again", h.system.resolvConf)
+	former, ours := formerFile(now, nil, nil)
+	if !ours {
+		return nil
+	}
+	h.log.Warn("resolv.conf names our resolver, and no journal knows; taking it out", "file", h.system.resolvConf)
+	o := op{Kind: opDNS, Dev: usualTUN, Servers: ownServers(now.Content)}
+	if err := errors.Join(h.freeOthers(o), h.freeResolvConf(o)); err != nil {
+		return err
+	}
+	if now, err = snapshotFile(h.system.resolvConf); err == nil && former.Kind == kindFile && len(nameservers(now.Content)) == 0 {
+		return fmt.Errorf("%s names no resolver, and nothing tells which ones it had: write your own into it (`nameserver 192.168.1.1`, say), or have your network set up again", h.system.resolvConf)
+	}
+	return nil
+}
+
+// freeOthers takes our setting back from those programs that write resolv.conf
+// and may still have it.
+func (h *Host) freeOthers(o op) error {
+	var err error
+	if path := h.resolvconfPath(); path != "" {
+		err = runResolvconf(path, "-d", o)
+	}
+	if networkManagerHas(h.system.bus, o) {
+		if err = errors.Join(err, revertNetworkManager(h.system.bus, o)); err == nil {
+			h.awaitOthersFile(o)
+		}
+	}
+	return err
+}
+
+// formerResolvConf is resolv.conf as it is without us.
+func (h *Host) formerResolvConf() []byte {
+	now, err := snapshotFile(h.system.resolvConf)
+	if err != nil {
+		return nil
+	}
+	var inForce *op
+	if h.journal != nil {
+		for _, e := range h.journal.pending {
+			if e.Op.Kind == opDNS && e.Op.File != nil && e.Op.Backend != dnsResolved {
+				inForce = e.Op
+			}
+		}
+	}
+	if inForce == nil {
+		former, _ := formerFile(now, nil, nil)
+		return former.Content
+	}
+	former := inForce.File
+	if inForce.Backend == dnsFile {
+		former, _ = formerFile(now, former, inForce.Servers)
+	}
+	if former.Kind == kindSymlink && !former.edited() { // what it leads to follows the network
+		if content, err := h.linked(former.Target); err == nil && len(content) > 0 {
+			return content
+		}
+	}
+	return former.Content
 }
 
 // formerServers are the resolvers that the machine has without us. Loopback
 // ones are left out: their own queries would come back to us.
 func (h *Host) formerServers() []netip.Addr {
-	var content []byte
-	if s, err := snapshotFile(h.system.resolvConf); err == nil {
-		content = s.Content
-	}
-	if h.journal != nil {
-		for _, e := range h.journal.pending {
-			if e.Op.Kind == opDNS && e.Op.File != nil && e.Op.Backend != dnsResolved {
-				content = e.Op.File.Content
-			}
-		}
-	}
-	servers := nameservers(content)
+	servers := nameservers(h.formerResolvConf())
 	if slices.ContainsFunc(servers, isResolvedStub) {
 		if s, err := snapshotFile(h.system.resolvedConf); err == nil {
 			servers = nameservers(s.Content)

@@ -209,6 +209,15 @@ func (j *journal) undone(seq int) error {
 	return j.write(entry{Seq: seq, Undone: true})
 }
 
+// keep makes entries all that is in force.
+func (j *journal) keep(entries []entry) error {
+	if len(entries) == 0 {
+		return j.clear()
+	}
+	j.pending = entries
+	return j.rewrite()
+}
+
 // clear removes the file: nothing is in force.
 func (j *journal) clear() error {
 	j.close()

@@ -55,6 +55,7 @@ type Host struct {
 	cfg     platform.NetConfig // guarded by mu: what is in force
 	uplink  platform.NetChange // guarded by mu: as last looked at
 	tuns    []*device          // guarded by mu
+	late    error              // guarded by mu: what could not be undone the last time, and will be later
 	closed  bool               // guarded by mu
 }
 
@@ -139,7 +140,7 @@ func (h *Host) recover(dir string) error {
 		}
 		return fmt.Errorf("undo an earlier run: %w", err)
 	}
-	if err := h.lostResolvConf(); err != nil {
+	if err := errors.Join(h.late, h.freeStray()); err != nil {
 		h.log.Warn("an earlier run cannot be undone completely", "error", err)
 	}
 	return nil
@@ -171,14 +172,16 @@ func rescue(log *slog.Logger, opts platform.Options, sys system) error {
 		log.Warn("the journal is damaged; undoing what can be read", "error", err)
 	}
 	h.journal = j
-	pending := slices.Clone(j.pending)
+	var left []entry // kept: whoever tries again still has to know of it
 	var errs []error
-	for _, e := range slices.Backward(pending) {
+	for _, e := range slices.Backward(slices.Clone(j.pending)) {
 		if err := h.undo(*e.Op); err != nil {
 			errs = append(errs, fmt.Errorf("undo %s: %w", e.Op, err))
+			left = append(left, e)
 		}
 	}
-	errs = append(errs, h.sweep(), j.clear(), h.lostResolvConf())
+	slices.Reverse(left)
+	errs = append(errs, h.sweep(), j.keep(left), h.freeStray())
 	return errors.Join(errs...)
 }
 
@@ -263,6 +266,9 @@ func (h *Host) Apply(ctx context.Context, cfg platform.NetConfig) error {
 	}
 	h.cfg = cfg
 	h.routes.forget()
+	if cfg.TUN == "" {
+		return h.late // the monitor tries again, but what is left now is to be told now
+	}
 	return nil
 }
 
@@ -343,7 +349,7 @@ func (h *Host) Close() error {
 	defer h.mu.Unlock()
 	var errs []error
 	if h.journal != nil {
-		errs = append(errs, h.undoAll())
+		errs = append(errs, h.undoAll(), h.late)
 		h.journal.close()
 	}
 	for _, d := range h.tuns {

@@ -39,6 +39,7 @@ func (h *Host) reconcile(ctx context.Context, want []op) (err error) {
 	}
 	var dropped []op
 	var added []entry
+	h.late = nil
 	defer func() {
 		if err != nil {
 			h.rollBack(dropped, added)
@@ -145,12 +146,14 @@ func (h *Host) putOff(e entry, err error) bool {
 		return false
 	}
 	h.log.Warn("a change cannot be undone now and will be later", "change", e.Op.String(), "error", err)
+	h.late = errors.Join(h.late, err)
 	return true
 }
 
 // undoAll undoes everything in force; it goes on after an error. What can only
-// be undone later stays in the journal.
+// be undone later stays in the journal, and is in h.late.
 func (h *Host) undoAll() error {
+	h.late = nil
 	var errs []error
 	for _, e := range slices.Backward(slices.Clone(h.journal.pending)) {
 		if err := h.unmake(e); !h.putOff(e, err) {
