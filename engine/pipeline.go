@@ -50,7 +50,6 @@ type pipeline struct {
 	addr4      netip.Prefix
 	mtu        int
 	dnsOn      bool
-	ipv6       bool                  // the TUN has an IPv6 address
 	warning    string                // what works less well than it could, "" if nothing
 	cancel     context.CancelFunc    // ends all parts
 	stop       context.CancelFunc    // ends stack alone; nil without one
@@ -126,7 +125,6 @@ func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
 	if err := e.opt.Host.Apply(ctx, p.net); err != nil {
 		return err
 	}
-	p.ipv6 = hasAddress(p.name, addr6.Addr())
 	if p.stack.RedirectPort() != 0 {
 		p.goRun(e, run, "redirect", func(ctx context.Context) error { return p.carry(ctx, e) })
 	}

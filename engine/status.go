@@ -29,7 +29,7 @@ func (e *Engine) publish() {
 	s := &snapshot{state: e.m.state, up: e.ups.current(), since: time.Now().UTC(), cause: e.cause}
 	if p := e.pipe; p != nil {
 		if p.dev != nil {
-			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), Carrier: p.carrier(), MTU: p.mtu, IPv6: p.ipv6}
+			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), Carrier: p.carrier(), MTU: p.mtu}
 		}
 		if p.local != nil {
 			s.proxy = p.local.Addr().String()
@@ -72,6 +72,7 @@ func (e *Engine) Status() api.Status {
 		Version:  api.Versions{Service: e.opt.Version, API: api.Version},
 	}
 	st.Upstream.InUse = true
+	st.TUN.IPv6 = hasAddress(s.tun.Name, addr6.Addr()) // whenever somebody switches it on or off
 	if c.Carried > 0 {
 		st.Reuse = float64(c.Reused) / float64(c.Carried)
 	}

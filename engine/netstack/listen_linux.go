@@ -20,8 +20,8 @@ const (
 )
 
 // listenerOptions makes a listening socket reachable only by device (nobody on
-// the LAN, nor a local app over loopback, can connect to it), and lets it bind
-// before the device has its address.
+// the LAN, nor a local app over loopback, can connect to it; "" is any), and lets
+// it bind before the device has its address.
 func listenerOptions(device string) func(network, address string, c syscall.RawConn) error {
 	return func(network, address string, c syscall.RawConn) error {
 		var err error

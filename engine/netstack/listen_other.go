@@ -11,6 +11,3 @@ import (
 func listenerOptions(string) func(network, address string, c syscall.RawConn) error {
 	return func(string, string, syscall.RawConn) error { return errors.ErrUnsupported }
 }
-
-// keepAliveOptions fails, as listenerOptions does.
-func keepAliveOptions(string, string, syscall.RawConn) error { return errors.ErrUnsupported }

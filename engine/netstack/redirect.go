@@ -56,7 +56,7 @@ func (r *redirect) listen() error {
 		lc := net.ListenConfig{Control: listenerOptions("lo"), KeepAlive: -1} // accepted connections inherit it
 		network, host := "tcp4", "0.0.0.0"
 		if f.v6 { // its packets do not seem to come by lo, but nobody else reaches ::1
-			network, host, lc.Control = "tcp6", "::1", keepAliveOptions
+			network, host, lc.Control = "tcp6", "::1", listenerOptions("")
 		}
 		lc.SetMultipathTCP(false)
 		l, err := lc.Listen(context.Background(), network, net.JoinHostPort(host, strconv.Itoa(int(r.port))))
@@ -192,12 +192,25 @@ func (s *Stack) ProbeRedirect(ctx context.Context) error {
 		return errors.New("this stack takes no redirected connections")
 	}
 	return k.probe(ctx, probeWithin, func(c net.Conn) error {
+		if flow.AddrPortOf(c.RemoteAddr()).Addr().Is6() && !hasLoopback6() {
+			return nil // nowhere to redirect it to: IPv6 stays in the TUN
+		}
 		_ = c.SetReadDeadline(time.Now().Add(probeWithin))
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 			return fmt.Errorf("a connection to %v was not redirected: %w", c.RemoteAddr(), err)
 		}
 		return nil
 	})
+}
+
+// hasLoopback6 tells whether ::1 is there: IPv6 may be off at lo and on elsewhere.
+func hasLoopback6() bool {
+	c, err := net.ListenPacket("udp6", "[::1]:0")
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
 }
 
 // EndRedirected resets the flows that came by the redirect and takes no more.

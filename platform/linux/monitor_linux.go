@@ -200,6 +200,10 @@ func (h *Host) missing() ([]entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the policy rules: %w", err)
 	}
+	routes, err := ownRoutes()
+	if err != nil {
+		return nil, err
+	}
 	var gone []entry
 	var errs []error
 	for _, e := range h.journal.pending {
@@ -209,7 +213,7 @@ func (h *Host) missing() ([]entry, error) {
 		case opRule:
 			present = ruleIn(*e.Op, rules)
 		case opRoute:
-			present, err = routePresent(*e.Op)
+			present = routeIn(*e.Op, routes)
 		case opNFT:
 			present, err = nftPresent()
 		case opRedirect:

@@ -184,3 +184,23 @@ func up(t *testing.T, h *Host) {
 		t.Fatal(err)
 	}
 }
+
+// routeOf is the device that an app's packet would take.
+func routeOf(t *testing.T, args ...string) string {
+	t.Helper()
+	device, err := lookUp(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return device
+}
+
+// lookUp is routeOf where there may be no way at all.
+func lookUp(args ...string) (device string, err error) {
+	out, err := exec.Command("ip", append([]string{"route", "get"}, args...)...).CombinedOutput()
+	_, after, ok := strings.Cut(string(out), " dev ")
+	if err != nil || !ok {
+		return "", fmt.Errorf("ip route get %v: %w\n%s", args, err, out)
+	}
+	return strings.Fields(after)[0], nil
+}

@@ -32,6 +32,23 @@ func ownRules() ([]netlink.Rule, error) {
 	return own, nil
 }
 
+// ownRoutes lists the routes that are ours, by protocol number and table.
+func ownRoutes() ([]netlink.Route, error) {
+	var own []netlink.Route
+	for _, family := range families() {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: tableOwn}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return nil, fmt.Errorf("list table %d: %w", tableOwn, err)
+		}
+		for _, r := range routes {
+			if r.Protocol == protoOwn {
+				own = append(own, r)
+			}
+		}
+	}
+	return own, nil
+}
+
 // families are those that the kernel has.
 func families() []int {
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
@@ -57,18 +74,13 @@ func noOtherRuns() error {
 
 // routedDevice is the device that our table leads into, "" without one.
 func routedDevice() (string, error) {
-	for _, family := range families() {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: tableOwn}, netlink.RT_FILTER_TABLE)
-		if err != nil {
-			return "", fmt.Errorf("list table %d: %w", tableOwn, err)
-		}
-		for _, r := range routes {
-			if r.Protocol != protoOwn {
-				continue
-			}
-			if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil && isTUN(link) {
-				return link.Attrs().Name, nil
-			}
+	routes, err := ownRoutes()
+	if err != nil {
+		return "", err
+	}
+	for _, r := range routes {
+		if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil && isTUN(link) {
+			return link.Attrs().Name, nil
 		}
 	}
 	return "", nil
@@ -86,18 +98,13 @@ func (h *Host) sweep() error {
 			return fmt.Errorf("remove rule %d: %w", r.Priority, err)
 		}
 	}
-	for _, family := range families() {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: tableOwn}, netlink.RT_FILTER_TABLE)
-		if err != nil {
-			return fmt.Errorf("list table %d: %w", tableOwn, err)
-		}
-		for _, r := range routes {
-			if r.Protocol != protoOwn {
-				continue
-			}
-			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("remove a route of table %d: %w", tableOwn, err)
-			}
+	routes, err := ownRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove a route of table %d: %w", tableOwn, err)
 		}
 	}
 	return deleteNFT()

@@ -59,7 +59,7 @@ type op struct {
 	Dport uint16       `json:"dport,omitempty"` // rule; redirect: the listener's
 	Table int          `json:"table,omitempty"` // rule (0: unreachable), route
 
-	Dev    string   `json:"dev,omitempty"`    // route, nft, redirect, dns: the TUN
+	Dev    string   `json:"dev,omitempty"`    // route ("": unreachable), nft, redirect, dns: the TUN
 	Except []uint16 `json:"except,omitempty"` // redirect: destination ports that are left alone
 
 	// sysctl: Was is the value found, "" if it was Value already
@@ -82,6 +82,9 @@ func (o op) String() string {
 	case opRule:
 		return o.ruleString()
 	case opRoute:
+		if o.Dev == "" {
+			return fmt.Sprintf("ip -%d route add unreachable default table %d", o.Family, o.Table)
+		}
 		return fmt.Sprintf("ip -%d route add default dev %s table %d", o.Family, o.Dev, o.Table)
 	case opNFT:
 		return fmt.Sprintf("nft add table inet %s (tun %s)", nftTable, o.Dev)
@@ -141,9 +144,11 @@ func (o *op) survivesReboot() bool { return o.Kind == opDNS }
 
 // facts are what the plan needs to know about the machine.
 type facts struct {
-	IPv6 bool           // the kernel has it and it is not switched off
-	LAN  []netip.Prefix // attached private subnets
-	NFT  bool           // nftables with conntrack is there
+	IPv6      bool           // the kernel has it
+	TUN6      bool           // the TUN takes it
+	Loopback6 bool           // and so does loopback
+	LAN       []netip.Prefix // attached private subnets
+	NFT       bool           // nftables with conntrack is there
 	// StrictRP are interfaces whose rp_filter is strict (RFC 3704 section 2.2).
 	StrictRP []string
 	// Listening are the TCP ports with a listener; read only without NFT.
@@ -181,14 +186,18 @@ func plan(cfg platform.NetConfig, f facts) []op {
 		ops = append(ops, planInbound(cfg, f)...)
 	}
 	for _, family := range families {
-		ops = append(ops, op{Kind: opRoute, Family: family, Table: tableOwn, Dev: cfg.TUN})
+		o := op{Kind: opRoute, Family: family, Table: tableOwn, Dev: cfg.TUN}
+		if family == 6 && !f.TUN6 { // /proc/sys is read-only, and IPv6 off for new devices
+			o.Dev = ""
+		}
+		ops = append(ops, o)
 	}
 	for _, family := range families {
 		ops = append(ops, planRules(family, cfg, f)...)
 	}
 	if cfg.Redirect != 0 && len(families) > 0 && f.NFT {
 		o := op{Kind: opRedirect, Dev: cfg.TUN, Dport: cfg.Redirect, Except: slices.Clone(cfg.RedirectExcept)}
-		if cfg.Default6 && f.IPv6 && cfg.Addr6.IsValid() {
+		if cfg.Default6 && f.TUN6 && f.Loopback6 && cfg.Addr6.IsValid() {
 			o.To = cfg.Addr6.Masked()
 		}
 		ops = append(ops, o)

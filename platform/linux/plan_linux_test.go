@@ -27,10 +27,10 @@ func TestPlan(t *testing.T) {
 	}{
 		{
 			name: "zero", cfg: func(c *platform.NetConfig) { *c = platform.NetConfig{} },
-			f: facts{IPv6: true, NFT: true, LAN: lan},
+			f: facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan},
 		},
 		{
-			name: "everything", f: facts{IPv6: true, NFT: true, LAN: lan, StrictRP: []string{"all"}, DNS: dnsFile},
+			name: "everything", f: facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan, StrictRP: []string{"all"}, DNS: dnsFile},
 			want: `
 nft add table inet atlantic (tun atlantic0)
 sysctl net.ipv4.conf.all.src_valid_mark=1
@@ -58,7 +58,7 @@ dns file [198.18.0.2] dev atlantic0`,
 		{
 			name: "no lan, no dns, loose reverse path",
 			cfg:  func(c *platform.NetConfig) { c.LAN, c.DNS = false, nil },
-			f:    facts{IPv6: true, NFT: true, LAN: lan},
+			f:    facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan},
 			want: `
 nft add table inet atlantic (tun atlantic0)
 ip -4 route add default dev atlantic0 table 7891
@@ -71,7 +71,7 @@ ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -6 rule add pref 5330 lookup 7891`,
 		},
 		{
-			name: "redirect", f: facts{IPv6: true, NFT: true},
+			name: "redirect", f: facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true},
 			cfg: func(c *platform.NetConfig) {
 				c.LAN, c.DNS, c.Redirect, c.RedirectExcept = false, nil, 7777, []uint16{22, 25}
 			},
@@ -98,13 +98,29 @@ ip -4 rule add pref 5330 lookup 7891`,
 		},
 		{
 			name: "ipv6 left alone", cfg: func(c *platform.NetConfig) { c.Default6, c.LAN, c.DNS = false, false, nil },
-			f: facts{IPv6: true, NFT: true, LAN: lan},
+			f: facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan},
 			want: `
 nft add table inet atlantic (tun atlantic0)
 ip -4 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
 ip -4 rule add pref 5330 lookup 7891`,
+		},
+		{
+			name: "the tun takes no ipv6",
+			cfg:  func(c *platform.NetConfig) { c.LAN, c.DNS, c.Redirect = false, nil, 7777 },
+			f:    facts{IPv6: true, NFT: true},
+			want: `
+nft add table inet atlantic (tun atlantic0)
+ip -4 route add default dev atlantic0 table 7891
+ip -6 route add unreachable default table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -4 rule add pref 5330 lookup 7891
+ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -6 rule add pref 5330 lookup 7891
+nft redirect tcp of dev atlantic0 to :7777`,
 		},
 		{
 			name: "no ipv6, no nftables, strict reverse path", cfg: func(c *platform.NetConfig) { c.DNS = nil },
@@ -126,7 +142,7 @@ ip -4 rule add pref 5330 lookup 7891`,
 		{
 			name: "tun without default routes",
 			cfg:  func(c *platform.NetConfig) { c.Default4, c.Default6, c.DNS = false, false, nil },
-			f:    facts{IPv6: true, NFT: true, LAN: lan},
+			f:    facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan},
 		},
 	}
 	for _, tt := range tests {

@@ -27,7 +27,10 @@ const (
 
 // gather looks at the machine for plan.
 func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
-	f := facts{IPv6: hasIPv6(), StrictRP: h.strictRP(cfg.TUN)}
+	f := facts{
+		IPv6: hasIPv6(), TUN6: takesIPv6(cfg.TUN), Loopback6: takesIPv6("lo"),
+		StrictRP: h.strictRP(cfg.TUN),
+	}
 	f.NFT = !h.system.noNFT && hasNFT()
 	if !f.NFT {
 		f.Listening = listeningPorts()
@@ -51,9 +54,24 @@ func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
 	return f, nil
 }
 
-func hasIPv6() bool {
-	v, err := readSysctl("net/ipv6/conf/all/disable_ipv6")
+// hasIPv6 tells whether the kernel has IPv6. Whether it is used is each
+// interface's own affair (takesIPv6): conf/all/disable_ipv6 is no summary but a
+// way to write to all of them, and says nothing of what was switched since.
+func hasIPv6() bool { return slices.Contains(families(), unix.AF_INET6) }
+
+// takesIPv6 tells whether IPv6 is switched on at an interface.
+func takesIPv6(name string) bool {
+	v, err := readSysctl("net/ipv6/conf/" + name + "/disable_ipv6")
 	return err == nil && v == "0"
+}
+
+// usesIPv6 tells whether IPv6 is switched on at any interface but the TUN, or
+// will be at those to come ("default").
+func usesIPv6(tun string) bool {
+	entries, _ := os.ReadDir("/proc/sys/net/ipv6/conf")
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		return e.Name() != tun && e.Name() != "all" && takesIPv6(e.Name())
+	})
 }
 
 // strictRP lists the interfaces that drop packets whose way back is another
@@ -244,29 +262,41 @@ func netlinkRoute(o op, index int) *netlink.Route {
 	if o.Family == 6 {
 		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
-	return &netlink.Route{
+	r := &netlink.Route{
 		LinkIndex: index, Dst: ipNet(dst), Table: o.Table,
-		Scope: netlink.SCOPE_UNIVERSE, Protocol: protoOwn,
+		Scope: netlink.SCOPE_UNIVERSE, Protocol: protoOwn, Type: unix.RTN_UNICAST,
 	}
+	if o.Dev == "" {
+		r.Type = unix.RTN_UNREACHABLE
+	}
+	return r
 }
 
 func addRoute(o op) error {
-	link, err := netlink.LinkByName(o.Dev)
+	index, err := o.index()
 	if err != nil {
 		return err
 	}
-	return netlink.RouteReplace(netlinkRoute(o, link.Attrs().Index))
+	return netlink.RouteReplace(netlinkRoute(o, index))
+}
+
+// index is that of a route's device, 0 if it has none.
+func (o op) index() (int, error) {
+	if o.Dev == "" {
+		return 0, nil
+	}
+	return deviceIndex(o.Dev)
 }
 
 func deleteRoute(o op) error {
-	link, err := netlink.LinkByName(o.Dev)
+	index, err := o.index()
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil // the route went with its device
 	}
 	if err != nil {
 		return err
 	}
-	err = netlink.RouteDel(netlinkRoute(o, link.Attrs().Index))
+	err = netlink.RouteDel(netlinkRoute(o, index))
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -297,19 +327,15 @@ func samePorts(a, b *netlink.RulePortRange) bool {
 	return *a == *b
 }
 
-func routePresent(o op) (bool, error) {
-	index, err := deviceIndex(o.Dev)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return true, nil // without its device there is nothing to mend
-	}
+// routeIn reports whether o is among routes. A device that is gone has no routes
+// to mend.
+func routeIn(o op, routes []netlink.Route) bool {
+	index, err := o.index()
 	if err != nil {
-		return false, err
+		return errors.As(err, new(netlink.LinkNotFoundError))
 	}
-	family := netlink.FAMILY_V4
-	if o.Family == 6 {
-		family = netlink.FAMILY_V6
-	}
-	filter := &netlink.Route{Table: o.Table, LinkIndex: index}
-	routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
-	return slices.ContainsFunc(routes, func(r netlink.Route) bool { return isDefault(r.Dst) }), err
+	want := netlinkRoute(o, index)
+	return slices.ContainsFunc(routes, func(r netlink.Route) bool {
+		return r.Type == want.Type && (r.LinkIndex == index || index == 0) && prefixOf(r.Dst) == prefixOf(want.Dst)
+	})
 }

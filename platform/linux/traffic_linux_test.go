@@ -241,17 +241,6 @@ func TestInboundWithoutNFT(t *testing.T) {
 	}
 }
 
-// routeOf is the device that an app's packet would take.
-func routeOf(t *testing.T, args ...string) string {
-	t.Helper()
-	out := run(t, append([]string{"ip", "route", "get"}, args...)...)
-	_, after, ok := strings.Cut(out, " dev ")
-	if !ok {
-		return out
-	}
-	return strings.Fields(after)[0]
-}
-
 func TestWhereTrafficGoes(t *testing.T) {
 	if !inNamespace(t) {
 		return

@@ -267,10 +267,10 @@ func configureTUN(name string, mtu int, addrs ...netip.Prefix) error {
 		}
 	}
 	quietIPv6(name)
+	addrs = slices.DeleteFunc(addrs, func(p netip.Prefix) bool {
+		return !p.IsValid() || p.Addr().Is6() && !(takesIPv6(name) && usesIPv6(name))
+	})
 	for _, p := range addrs {
-		if !p.IsValid() || (p.Addr().Is6() && !hasIPv6()) {
-			continue
-		}
 		if err := addAddr(link, p); err != nil {
 			return fmt.Errorf("give %s to %q: %w", p, name, err)
 		}
@@ -290,7 +290,7 @@ func configureTUN(name string, mtu int, addrs ...netip.Prefix) error {
 // IPv6 address a worker of its own sees to that: in one of ten cases later than
 // the first packet, and as late as 90 ms (2026-11-22, two busy cores).
 func awaitLocal(addr netip.Addr) {
-	if !addr.Is6() || !hasIPv6() {
+	if !addr.Is6() {
 		return
 	}
 	for deadline := time.Now().Add(addrWait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -305,7 +305,10 @@ func isTUN(link netlink.Link) bool { return link.Type() == "tuntap" || link.Type
 
 // quietIPv6 keeps the kernel from making a link-local address on the device and
 // from soliciting routers there, and switches IPv6 on where the default for new
-// interfaces is off. Best effort: /proc/sys may be read-only in a container.
+// interfaces is off: IPv6 packets have to enter the device as soon as any other
+// interface has IPv6, which may be later. As long as none has, the device gets no
+// IPv6 address (configureTUN), so that apps see none. Best effort: /proc/sys may
+// be read-only in a container.
 func quietIPv6(name string) {
 	if !hasIPv6() {
 		return
@@ -313,7 +316,7 @@ func quietIPv6(name string) {
 	base := filepath.Join("net/ipv6/conf", name)
 	_ = writeSysctl(filepath.Join(base, "addr_gen_mode"), addrGenNone)
 	_ = writeSysctl(filepath.Join(base, "accept_ra"), "0")
-	if v, err := readSysctl(filepath.Join(base, "disable_ipv6")); err == nil && v != "0" {
+	if !takesIPv6(name) {
 		_ = writeSysctl(filepath.Join(base, "disable_ipv6"), "0")
 	}
 }
