@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
+	"github.com/atlanticproxy/atlanticproxy/platform/paths"
 )
 
 // version is set by the linker: -X main.version=1.2.3.
@@ -64,8 +65,8 @@ func runCommand() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return runService(cmd.Context(), o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.config, "config", defaultConfig(), "configuration `FILE`; none at all is fine")
-	f.StringVar(&o.state, "state", defaultState(), "`DIR` for what is kept between runs")
+	f.StringVar(&o.config, "config", paths.Config(), "configuration `FILE`; none at all is fine")
+	f.StringVar(&o.state, "state", paths.State(), "`DIR` for what is kept between runs")
 	f.StringVar(&o.socket, "socket", os.Getenv(localsock.PathVar),
 		"local API `PATH` (or set "+localsock.PathVar+"; default "+defaultSocket()+")")
 	f.Lookup("socket").DefValue = "" // help shows what the program does, not this shell's environment
@@ -83,7 +84,7 @@ func rescueCommand() *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(*cobra.Command, []string) error { return rescue(os.Stdout, state) },
 	}
-	cmd.Flags().StringVar(&state, "state", defaultState(), "`DIR` that the service ran with")
+	cmd.Flags().StringVar(&state, "state", paths.State(), "`DIR` that the service ran with")
 	return cmd
 }
 

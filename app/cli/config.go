@@ -1,14 +1,12 @@
 package cli
 
 import (
-	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
+	"github.com/atlanticproxy/atlanticproxy/platform/paths"
 )
 
 func (a *app) config() *cobra.Command {
@@ -18,20 +16,9 @@ func (a *app) config() *cobra.Command {
 	return cmd
 }
 
-// configPath is where the service looks for its file.
-func configPath() string {
-	switch runtime.GOOS {
-	case "windows":
-		return filepath.Join(os.Getenv("ProgramData"), "Atlantic", "atlantic.toml")
-	case "darwin":
-		return "/Library/Application Support/Atlantic/atlantic.toml"
-	}
-	return "/etc/atlantic/atlantic.toml"
-}
-
 // fileFlag adds --file to a verb that works on the file, without a service.
 func fileFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().StringP("file", "f", configPath(), "the configuration file")
+	return cmd.Flags().StringP("file", "f", paths.Config(), "the configuration file")
 }
 
 func (a *app) configCheck() *cobra.Command {

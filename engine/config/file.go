@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
+	"github.com/atlanticproxy/atlanticproxy/platform/paths"
 )
 
 // Load reads the file at path, checks it and who could have written it, and
@@ -16,7 +17,7 @@ import (
 // about the content are of type *Error.
 //
 // The file must belong to root or this user and be writable by nobody else,
-// and no directory above it may be world-writable (without the sticky bit).
+// and so must every directory above it (a sticky one such as /tmp apart).
 func Load(path string) (*Config, error) {
 	data, info, err := readConfig(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -96,22 +97,13 @@ func withoutPath(err error) error {
 
 // checkParents refuses a path in which others could put another file.
 func checkParents(path string) error {
-	abs, err := filepath.Abs(path)
-	if err != nil {
+	err := paths.CheckDir(filepath.Dir(path))
+	if bad := (*paths.DirError)(nil); errors.As(err, &bad) {
+		return fmt.Errorf("%s is refused: the directory %w (hint: %s)", path, err, bad.Hint)
+	} else if err != nil {
 		return fmt.Errorf("check %s: %w", path, err)
 	}
-	for dir := filepath.Dir(abs); ; dir = filepath.Dir(dir) {
-		info, err := os.Stat(dir)
-		if err != nil {
-			return fmt.Errorf("check %s: %w", path, err)
-		}
-		if worldWritable(info) {
-			return fmt.Errorf("%s is refused: everybody may write in %s (hint: chmod o-w %s)", path, dir, dir)
-		}
-		if dir == filepath.Dir(dir) {
-			return nil
-		}
-	}
+	return nil
 }
 
 // secret is a text that nobody else may read, and where it stands.

@@ -31,7 +31,7 @@ func TestLoadRefusesWhatOthersWrite(t *testing.T) {
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "everybody may write in "+dir) {
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), dir+": everybody may write in it") {
 		t.Error(err)
 	}
 	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {

@@ -39,10 +39,6 @@ func checkSecretFile(path string, info fs.FileInfo) error {
 
 func readableByOthers(info fs.FileInfo) bool { return info.Mode().Perm()&0o077 != 0 }
 
-func worldWritable(dir fs.FileInfo) bool {
-	return dir.Mode().Perm()&0o002 != 0 && dir.Mode()&fs.ModeSticky == 0
-}
-
 func keepOwner(f *os.File, old fs.FileInfo) {
 	if st, ok := old.Sys().(*syscall.Stat_t); ok {
 		_ = f.Chown(int(st.Uid), int(st.Gid)) // not ours to give: the new file is our own

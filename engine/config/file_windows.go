@@ -14,6 +14,5 @@ const openNonblock = 0
 func checkOwner(string, fs.FileInfo) error      { return nil }
 func checkSecretFile(string, fs.FileInfo) error { return nil }
 func readableByOthers(fs.FileInfo) bool         { return false }
-func worldWritable(fs.FileInfo) bool            { return false }
 func keepOwner(*os.File, fs.FileInfo)           {}
 func syncDir(string) error                      { return nil } // a rename is durable with NTFS's log

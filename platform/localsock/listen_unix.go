@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/atlanticproxy/atlanticproxy/platform/paths"
 )
 
 // socketMode lets every local user connect: PeerOf decides what they may do.
@@ -29,33 +31,45 @@ func Listen(path string) (net.Listener, error) {
 	if err := checkLength(path); err != nil {
 		return nil, err
 	}
-	if err := makeDir(filepath.Dir(path)); err != nil {
-		return nil, err
-	}
-	lock, err := lockFor(path)
+	made, err := makeDir(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	ln, err := bind(path)
+	l := &listener{}
+	if made {
+		l.dir = filepath.Dir(path)
+	}
+	if l.lock, err = lockFor(path); err == nil {
+		l.UnixListener, err = bind(path)
+	}
 	if err != nil {
-		unlock(lock)
+		l.Close()
 		return nil, err
 	}
-	return &listener{UnixListener: ln, lock: lock}, nil
+	return l, nil
 }
 
-// listener owns the socket and the lock that keeps a second service away.
+// listener owns the socket, the lock that keeps a second service away, and the
+// directory of both, if it was missing.
 type listener struct {
-	*net.UnixListener
-	lock *os.File
-	once sync.Once
-	err  error
+	*net.UnixListener          // nil until bound
+	lock              *os.File // nil until taken
+	dir               string   // "" unless it was missing
+	once              sync.Once
+	err               error
 }
 
 func (l *listener) Close() error {
 	l.once.Do(func() {
-		l.err = l.UnixListener.Close() // and unlinks the socket
-		unlock(l.lock)
+		if l.UnixListener != nil {
+			l.err = l.UnixListener.Close() // and unlinks the socket
+		}
+		if l.lock != nil {
+			unlock(l.lock)
+		}
+		if l.dir != "" {
+			_ = os.Remove(l.dir) // stays where something else lies in it by now
+		}
 	})
 	return l.err
 }
@@ -105,15 +119,18 @@ func removeStale(path string) error {
 	return nil
 }
 
-// makeDir makes dir, or checks that nobody but root and this user can replace
-// what is in it.
-func makeDir(dir string) error {
-	err := os.Mkdir(dir, 0o755)
+// makeDir makes dir (made says that it did), or checks that nobody but root and
+// this user can replace what is in it or in what it lies in.
+func makeDir(dir string) (made bool, err error) {
+	err = os.Mkdir(dir, 0o755)
 	if err == nil {
-		return os.Chmod(dir, 0o755) // whatever the umask was
+		if err = os.Chmod(dir, 0o755); err == nil { // whatever the umask was
+			err = checkDir(filepath.Dir(dir))
+		}
+		return true, err
 	}
 	if !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make the socket directory: %w", err)
+		return false, fmt.Errorf("make the socket directory: %w", err)
 	}
 	fi, err := os.Lstat(dir)
 	if err == nil && fi.Mode().Type() == fs.ModeSymlink && trusted(fi) {
@@ -121,15 +138,20 @@ func makeDir(dir string) error {
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("look at the socket directory: %w", err)
+		return false, fmt.Errorf("look at the socket directory: %w", err)
 	case !fi.IsDir():
-		return fmt.Errorf("%s is not a directory (%s)", dir, kind(fi.Mode()))
-	case !trusted(fi):
-		return fmt.Errorf("the directory %s is owned by uid %d, who could replace the socket; choose another path", dir, ownerOf(fi))
-	case fi.Mode()&0o002 != 0 && fi.Mode()&fs.ModeSticky == 0:
-		return fmt.Errorf("the directory %s can be written by everybody, who could replace the socket; chmod o-w it or choose another path", dir)
+		return false, fmt.Errorf("%s is not a directory (%s)", dir, kind(fi.Mode()))
 	}
-	return nil
+	return false, checkDir(dir)
+}
+
+// checkDir refuses a directory in which others could replace the socket.
+func checkDir(dir string) error {
+	err := paths.CheckDir(dir)
+	if bad := (*paths.DirError)(nil); errors.As(err, &bad) {
+		return fmt.Errorf("the socket would not be safe in the directory %w; choose another path, or: %s", err, bad.Hint)
+	}
+	return err
 }
 
 // lockFor takes the lock that says "this socket is served", a file beside it. It

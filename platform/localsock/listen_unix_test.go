@@ -207,8 +207,11 @@ func TestObstacles(t *testing.T) {
 			defer syscall.Close(fd)
 			return errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: p}), os.Chown(p, 65534, 65534))
 		}, "owned by uid 65534", true},
-		{"directory anybody may write", func(p string) error { return os.Chmod(filepath.Dir(p), 0o777) }, "can be written by everybody", false},
-		{"directory of another user", func(p string) error { return os.Chown(filepath.Dir(p), 65534, 65534) }, "owned by uid 65534", true},
+		{"directory anybody may write", func(p string) error { return os.Chmod(filepath.Dir(p), 0o777) }, "everybody may write in it", false},
+		{"directory of another user", func(p string) error { return os.Chown(filepath.Dir(p), 65534, 65534) }, "user 65534 owns it", true},
+		{"directory a group may write", func(p string) error {
+			return errors.Join(os.Chown(filepath.Dir(p), 0, 65534), os.Chmod(filepath.Dir(p), 0o775))
+		}, "group 65534 may write in it", true},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
@@ -292,5 +295,49 @@ func TestPaths(t *testing.T) {
 	}
 	if got := DefaultPath(); got == "/x/y" {
 		t.Error("the client's variable moved the service")
+	}
+}
+
+// The directory that Listen made goes with its socket, unless it is in use.
+func TestDirectoryGoes(t *testing.T) {
+	dir := filepath.Join(shortDir(t), "atlantic")
+	for _, other := range []bool{false, true} {
+		ln, err := Listen(filepath.Join(dir, "s"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other {
+			if err := os.WriteFile(filepath.Join(dir, "other"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := ln.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(dir); (err == nil) != other {
+			t.Errorf("something else in it: %v; the directory after Close: %v", other, err)
+		}
+	}
+}
+
+// A directory that is safe itself may lie in one that is not.
+func TestUnsafeParent(t *testing.T) {
+	parent := shortDir(t)
+	dir := filepath.Join(parent, "atlantic")
+	for range 2 { // the directory is missing, then there
+		if err := os.Chmod(parent, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		ln, err := Listen(filepath.Join(dir, "s"))
+		if err == nil {
+			ln.Close()
+			t.Fatal("Listen took a directory that everybody may replace")
+		}
+		if !strings.Contains(err.Error(), parent+": everybody may write in it") {
+			t.Error(err)
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

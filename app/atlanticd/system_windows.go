@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/windows"
@@ -15,17 +14,6 @@ import (
 func privileged() bool { return windows.GetCurrentProcessToken().IsElevated() }
 
 func defaultSocket() string { return localsock.DefaultPath() }
-
-func programData() string {
-	if d, err := windows.KnownFolderPath(windows.FOLDERID_ProgramData, 0); err == nil {
-		return filepath.Join(d, "Atlantic")
-	}
-	return filepath.Join(os.Getenv("ProgramData"), "Atlantic")
-}
-
-func defaultState() string { return filepath.Join(programData(), "state") }
-
-func defaultConfig() string { return filepath.Join(programData(), "atlantic.toml") }
 
 func raiseFileLimit() {}
 

@@ -1,5 +1,0 @@
-package main
-
-const stateDir = "/Library/Application Support/Atlantic/state"
-
-func defaultConfig() string { return "/Library/Application Support/Atlantic/atlantic.toml" }

@@ -1,0 +1,6 @@
+package paths
+
+const (
+	systemConfig = "/Library/Application Support/Atlantic/atlantic.toml"
+	systemState  = "/Library/Application Support/Atlantic/state"
+)

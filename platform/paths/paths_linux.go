@@ -1,0 +1,6 @@
+package paths
+
+const (
+	systemConfig = "/etc/atlantic/atlantic.toml"
+	systemState  = "/var/lib/atlantic"
+)
