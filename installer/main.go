@@ -3,7 +3,7 @@
 //
 //	bin/atlantic, bin/atlanticd ─┐
 //	files/ scripts/ (embedded) ──┼─► contents ─► nfpm ─► dist/atlantic_1.2.3_amd64.deb, …rpm
-//	assets/icons, CHANGELOG.md ──┘
+//	assets/{icons,service}, CHANGELOG.md ──┘
 //
 //	go run . -version 1.2.3 -bin ../bin -out ../dist
 //
@@ -33,6 +33,7 @@ type options struct {
 	version string // as git describe gives it
 	bin     string // directory of atlantic and atlanticd
 	icons   string // directory of the icons, app-color-SIZE.png
+	unit    string // the systemd unit
 	changes string // the changelog
 	out     string // directory for the packages
 	formats string // comma-separated
@@ -44,6 +45,7 @@ func main() {
 	flag.StringVar(&o.version, "version", "dev", "`version`, as git describe gives it")
 	flag.StringVar(&o.bin, "bin", "../bin", "`directory` of the two binaries; their architecture is the package's")
 	flag.StringVar(&o.icons, "icons", "../assets/icons", "`directory` of the icons")
+	flag.StringVar(&o.unit, "unit", "../assets/service/atlanticd.service", "systemd unit `file`")
 	flag.StringVar(&o.changes, "changes", "../CHANGELOG.md", "changelog `file`")
 	flag.StringVar(&o.out, "out", "../dist", "`directory` for the packages")
 	flag.StringVar(&o.formats, "formats", "deb,rpm", "comma-separated `list`")

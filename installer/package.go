@@ -80,7 +80,7 @@ func contents(o options, tmp string) (files.Contents, error) {
 		FileInfo: &files.ContentFileInfo{Owner: "root", Group: "root", Mode: 0o755, MTime: o.mtime}})
 	add(filepath.Join(o.bin, "atlantic"), "/usr/bin/atlantic", 0o755)
 	add(filepath.Join(o.bin, "atlanticd"), "/usr/bin/atlanticd", 0o755)
-	add(own("atlanticd.service"), "/lib/systemd/system/atlanticd.service", 0o644)
+	add(o.unit, "/lib/systemd/system/atlanticd.service", 0o644)
 	add(own("atlantic-autostart.desktop"), "/etc/xdg/autostart/atlantic.desktop", 0o644)
 	list[len(list)-1].Type = files.TypeConfigNoReplace
 	add(own("atlantic.desktop"), "/usr/share/applications/atlantic.desktop", 0o644)
@@ -154,6 +154,7 @@ func compress(src, dst string) error {
 //	v1.2.3              1.2.3
 //	v1.2.3-rc.1         1.2.3~rc.1
 //	v1.2.3-4-g0123abc   1.2.3+4.g0123abc
+//	v0.0.0-304-g0123abc 0.0.0+304.g0123abc, as scripts/version has it before the first release
 //	0123abc-dirty       0.0.0+0123abc.dirty
 func packageVersion(described string) string {
 	tidy := func(s string) string {

@@ -13,7 +13,7 @@ import (
 func TestPackageVersion(t *testing.T) {
 	for in, want := range map[string]string{
 		"v1.2.3": "1.2.3", "1.2": "1.2", "v1.2.3-rc.1": "1.2.3~rc.1", "v1.2.3-4-g0123abc": "1.2.3+4.g0123abc",
-		"v1.2.3-4-g0123abc-dirty": "1.2.3+4.g0123abc.dirty", "v1.2.3-rc.1-4-g0123abc": "1.2.3~rc.1+4.g0123abc",
+		"v1.2.3-4-g0123abc-dirty": "1.2.3+4.g0123abc.dirty", "v1.2.3-rc.1-4-g0123abc": "1.2.3~rc.1+4.g0123abc", "v0.0.0-304-g0123abc-dirty.20261127T101500Z": "0.0.0+304.g0123abc.dirty.20261127T101500Z",
 		"0123abc": "0.0.0+0123abc", "0123abc-dirty": "0.0.0+0123abc.dirty", "dev": "0.0.0+dev", "a b/../c": "0.0.0+a.b....c",
 	} {
 		if got := packageVersion(in); got != want {
@@ -27,7 +27,8 @@ func TestPackageVersionOrder(t *testing.T) {
 	if _, err := exec.LookPath("dpkg"); err != nil {
 		t.Skip("SKIPPED: no dpkg")
 	}
-	order := []string{"0123abc-dirty", "v1.2.3-rc.1", "v1.2.3-rc.2", "v1.2.3", "v1.2.3-4-g0123abc", "v1.2.3-12-gfff", "v1.2.4", "v1.10.0"}
+	order := []string{"v0.0.0-99-gfff", "v0.0.0-304-g0aa", "v0.0.0-304-g0aa-dirty.20261127T101500Z", "v0.0.0-304-g0aa-dirty.20261127T111500Z",
+		"v0.0.0-305-g000", "v1.2.3-rc.1", "v1.2.3-rc.2", "v1.2.3", "v1.2.3-4-g0123abc", "v1.2.3-12-gfff", "v1.2.4", "v1.10.0"}
 	for i := range len(order) - 1 {
 		a, b := packageVersion(order[i]), packageVersion(order[i+1])
 		if err := exec.Command("dpkg", "--compare-versions", a, "lt", b).Run(); err != nil {
@@ -55,7 +56,7 @@ func standIn(t *testing.T, arch string, names ...string) string {
 }
 
 func testOptions(t *testing.T, arch string) options {
-	return options{version: "v1.2.3", bin: standIn(t, arch, "atlantic", "atlanticd"), icons: "../assets/icons", changes: "../CHANGELOG.md",
+	return options{version: "v1.2.3", bin: standIn(t, arch, "atlantic", "atlanticd"), icons: "../assets/icons", changes: "../CHANGELOG.md", unit: "../assets/service/atlanticd.service",
 		out: t.TempDir(), formats: "deb,rpm", mtime: time.Unix(1_700_000_000, 0).UTC()}
 }
 
@@ -125,6 +126,7 @@ func TestBuildErrors(t *testing.T) {
 			}
 		}, "make build makes it"},
 		"no icons":     {func(o *options) { o.icons = t.TempDir() }, "no app-color"},
+		"no unit":      {func(o *options) { o.unit = "/nonexistent" }, "/nonexistent"},
 		"no changelog": {func(o *options) { o.changes = "/nonexistent" }, "/nonexistent"},
 		"format":       {func(o *options) { o.formats = "msi" }, "msi"},
 		"mixed": {func(o *options) {

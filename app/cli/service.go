@@ -6,39 +6,18 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"time"
 
 	"github.com/kardianos/service"
 	"github.com/spf13/cobra"
 
+	"github.com/atlanticproxy/atlanticproxy/app/client"
+	unit "github.com/atlanticproxy/atlanticproxy/assets/service"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
-	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
-
-// systemdUnit is the template of the unit that `service install` writes. The
-// packages bring one of their own.
-const systemdUnit = `[Unit]
-Description={{Description}}
-Documentation=https://github.com/atlanticproxy/atlanticproxy
-After=network.target dbus.service NetworkManager.service systemd-resolved.service
-StartLimitIntervalSec=0
-
-[Service]
-ExecStart={{Path | cmdEscape}}{{range Arguments}} {{. | cmd}}{{end}}
-Restart=always
-RestartSec=1
-TimeoutStopSec=20
-LimitNOFILE=1048576
-RuntimeDirectory=atlantic
-RuntimeDirectoryPreserve=restart
-StateDirectory=atlantic
-StateDirectoryMode=0700
-
-[Install]
-WantedBy=multi-user.target
-`
 
 // packagedUnit is there if the .deb or .rpm brought the service.
 const packagedUnit = "/usr/lib/systemd/system/atlanticd.service"
@@ -49,14 +28,17 @@ const installedUnit = "/etc/systemd/system/atlanticd.service"
 // lookAtLog is where a service that fails says why.
 const lookAtLog = "look at its log: journalctl -u atlanticd"
 
-const serviceAnswers = 5 * time.Second // for a service that was started to answer
+const (
+	serviceAnswers = 5 * time.Second  // for a service that was started to answer
+	serviceEnds    = 20 * time.Second // for one that was asked to end, as the unit has it
+)
 
 func (a *app) service() *cobra.Command {
 	return group("service", "Install, remove, start and stop the background service",
 		a.serviceVerb("install", "Make the service start with this computer, and start it", a.install),
 		a.serviceVerb("uninstall", "Stop the service and remove it", installed(a.uninstall)),
 		a.serviceVerb("start", "Start the service", installed(a.start)),
-		a.serviceVerb("stop", "Stop the service; the network is restored", installed(a.stop)),
+		a.serviceStop(),
 		a.serviceStatus())
 }
 
@@ -67,6 +49,9 @@ func (a *app) serviceVerb(use, short string, run func(context.Context, service.S
 				return &failure{exitPermission, "only root may " + use + " the service", "run: sudo " + cmd.CommandPath()}
 			}
 			s, err := systemService()
+			if err == nil && masked() {
+				err = &failure{exitError, "the service is masked: systemd will not start it", "unmask it: sudo systemctl unmask atlanticd"}
+			}
 			if err != nil {
 				return err
 			}
@@ -85,6 +70,12 @@ func installed(run func(context.Context, service.Service) error) func(context.Co
 		}
 		return run(ctx, s)
 	}
+}
+
+// masked says whether an administrator has forbidden systemd to start it.
+func masked() bool {
+	target, err := os.Readlink(installedUnit)
+	return err == nil && target == os.DevNull
 }
 
 // notInstalled believes what Status says only where there is no unit: with
@@ -132,13 +123,17 @@ func systemService() (service.Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	unit, err := unit.Unit(daemon)
+	if err != nil && runtime.GOOS == "linux" {
+		return nil, &failure{exitError, err.Error(), "move atlantic and atlanticd, for example to /usr/local/bin"}
+	}
 	s, err := service.New(program{}, &service.Config{
 		Name:        "atlanticd", // as the packages call it
 		DisplayName: "AtlanticProxy",
 		Description: "AtlanticProxy: sends this computer's traffic through a proxy",
 		Executable:  daemon,
 		Arguments:   []string{"run"},
-		Option:      service.KeyValue{"SystemdScript": systemdUnit, "RunAtLoad": true, "OnFailure": "restart"},
+		Option:      service.KeyValue{"SystemdScript": unit, "RunAtLoad": true, "OnFailure": "restart"},
 	})
 	// System V is what the library takes a Linux without any manager for; it
 	// would not start a service again that crashed.
@@ -153,54 +148,6 @@ type program struct{}
 
 func (program) Start(service.Service) error { return nil }
 func (program) Stop(service.Service) error  { return nil }
-
-func (a *app) install(ctx context.Context, s service.Service) error {
-	if _, err := existingDaemon(); err != nil {
-		return err
-	}
-	if _, err := s.Status(); !notInstalled(err) {
-		return &failure{exitError, "the service is installed already", "start it: sudo atlantic service start"}
-	}
-	if err := s.Install(); err != nil {
-		return fmt.Errorf("install the service: %w", err)
-	}
-	a.out.line("installed; it starts with this computer")
-	a.ensureGroup(ctx)
-	return a.start(ctx, s)
-}
-
-// ensureGroup makes the group whose members may steer the service, where the
-// system has a command for that. Without it the service serves root alone.
-func (a *app) ensureGroup(ctx context.Context) {
-	if os.Geteuid() < 0 { // Windows asks for administrators instead
-		return
-	}
-	if _, err := user.LookupGroup(localsock.Group); err == nil {
-		return
-	}
-	text, err := exec.CommandContext(ctx, "groupadd", "--system", localsock.Group).CombinedOutput()
-	if err != nil {
-		a.err.line("there is no group %s, so only root may steer the service: groupadd: %v %s", localsock.Group, err, text)
-		return
-	}
-	a.out.line("to steer it without sudo: sudo usermod -aG %s $USER, and log in again", localsock.Group)
-}
-
-func (a *app) uninstall(_ context.Context, s service.Service) error {
-	if _, err := os.Stat(packagedUnit); err == nil {
-		return &failure{exitError, "the service came with a package", "remove the package: sudo apt remove atlantic, or sudo rpm -e atlantic"}
-	}
-	if st, err := s.Status(); st == service.StatusRunning || err != nil { // it may be about to start again
-		if err := s.Stop(); err != nil {
-			return fmt.Errorf("stop the service: %w", err)
-		}
-	}
-	if err := s.Uninstall(); err != nil {
-		return fmt.Errorf("remove the service: %w", err)
-	}
-	a.out.line("removed; its configuration and state stay")
-	return nil
-}
 
 // start starts the service and waits until it answers, so that the next
 // command finds it.
@@ -226,9 +173,64 @@ func (a *app) start(ctx context.Context, s service.Service) error {
 	}
 }
 
-func (a *app) stop(_ context.Context, s service.Service) error {
+// serviceStop stops the service by the manager that would start it again, and
+// one that runs by itself by asking it.
+func (a *app) serviceStop() *cobra.Command {
+	cmd := a.serviceVerb("stop", "Stop the service; the network is restored", installed(a.stop))
+	managed := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := managed(cmd, args)
+		if f := (*failure)(nil); errors.As(err, &f) && f.code == exitAbsent {
+			if asked := a.askToStop(cmd.Context()); !errors.Is(asked, client.ErrAbsent) {
+				return asked
+			}
+		}
+		return err
+	}
+	return cmd
+}
+
+func (a *app) stop(ctx context.Context, s service.Service) error {
 	if err := s.Stop(); err != nil {
 		return fmt.Errorf("stop the service: %w", err)
+	}
+	if err := a.askToStop(ctx); !errors.Is(err, client.ErrAbsent) {
+		return err // one ran beside the manager's
+	}
+	return a.stopped()
+}
+
+// askToStop has a service end that no manager knows, and waits until it has.
+func (a *app) askToStop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, serviceEnds)
+	defer cancel()
+	if err := a.client().Shutdown(ctx); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return &failure{exitError, fmt.Sprintf("the service has not ended within %v", serviceEnds), "see: atlantic status"}
+		case <-time.After(50 * time.Millisecond):
+			if _, err := a.client().Status(ctx); errors.Is(err, client.ErrAbsent) {
+				return a.stopped()
+			}
+		}
+	}
+}
+
+// stopped looks whether the service that has ended has restored the network,
+// and mends what it has not.
+func (a *app) stopped() error {
+	daemon, err := existingDaemon()
+	if err != nil {
+		a.out.line("stopped")
+		return err
+	}
+	text, err := exec.Command(daemon, "rescue").CombinedOutput()
+	if err != nil {
+		a.out.line("stopped")
+		return &failure{exitError, "the network is not as it was before: " + strings.TrimSpace(string(text)), "try again: sudo atlantic rescue"}
 	}
 	a.out.line("stopped; the network is as it was before")
 	return nil

@@ -17,7 +17,8 @@ set -e
 mkdir -p /etc/systemd/system /run/systemd
 mount -t tmpfs t /etc/systemd/system
 mount -t tmpfs t /run/systemd
-run() { "$DIR/atlantic" "$@" && echo "code 0" || echo "code $?"; }
+mount --bind "$DIR" /mnt
+run() { /mnt/atlantic "$@" && echo "code 0" || echo "code $?"; }
 echo init >"$DIR/comm"
 mount --bind "$DIR/comm" /proc/1/comm
 for verb in start stop uninstall install; do echo "unmanaged $verb"; run service $verb; done
@@ -27,11 +28,24 @@ umount /proc/1/comm
 mkdir /run/systemd/system
 for verb in start stop uninstall; do echo "absent $verb"; run service $verb; done
 run service status
+echo "temporary install"
+"$DIR/atlantic" service install || echo "code $?"
+chmod 777 /mnt
+echo "unsafe install"
+run service install
+chmod 755 /mnt
+ln -s /dev/null /etc/systemd/system/atlanticd.service
+for verb in install start stop uninstall; do echo "masked $verb"; run service $verb; done
+rm /etc/systemd/system/atlanticd.service
 run service install
 cat /etc/systemd/system/atlanticd.service
 run service status
 run service install
 run service stop
+touch "$DIR/unrestored"
+echo "unrestored stop"
+run service stop
+rm "$DIR/unrestored"
 for state in deactivating ""; do
 	echo "$state" >"$DIR/state"
 	echo "unsettled ($state) stop"; run service stop; run service status
@@ -68,7 +82,7 @@ func TestService(t *testing.T) {
 	programs := map[string]string{
 		"systemctl": fakeSystemctl,
 		"groupadd":  "#!/bin/sh\necho \"groupadd $*\" >>\"$DIR/log\"\n",
-		"atlanticd": "#!/bin/sh\necho \"atlanticd $*\"\nexit 4\n",
+		"atlanticd": "#!/bin/sh\necho \"atlanticd $*\"\ntest \"$*\" = rescue || exit 4\ntest ! -e \"$DIR/unrestored\" || exit 1\n",
 	}
 	for name, text := range programs {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
@@ -84,6 +98,7 @@ func TestService(t *testing.T) {
 	}
 	text := string(out)
 	const noManager = "\nerror: this system has no service manager that is known\nhint:  run it in the foreground: sudo atlanticd run\ncode 5\n"
+	const isMasked = "\nerror: the service is masked: systemd will not start it\nhint:  unmask it: sudo systemctl unmask atlanticd\ncode 1\n"
 	const notInstalled = "\nerror: the service is not installed\nhint:  " + installHint + "\ncode 5\n"
 	for _, want := range []string{
 		"unmanaged start" + noManager, "unmanaged stop" + noManager, "unmanaged uninstall" + noManager, "unmanaged install" + noManager,
@@ -94,7 +109,11 @@ func TestService(t *testing.T) {
 		"systemctl enable atlanticd.service\n",
 		"systemctl start atlanticd.service\n",
 		"error: the service was started but does not answer: the service is not running", // nothing serves the socket here
-		"ExecStart=" + dir + "/atlanticd \"run\"\n",
+		"temporary install\nerror: a service cannot run " + dir + "/atlanticd: it has a /tmp/ of its own\nhint:  move both programs: sudo install atlantic atlanticd /usr/local/bin\ncode 1\n",
+		"unsafe install\nerror: root cannot safely run /mnt/atlanticd: /mnt: everybody may write in it\n",
+		"masked install" + isMasked, "masked start" + isMasked, "masked stop" + isMasked, "masked uninstall" + isMasked,
+		"ExecStart=/mnt/atlanticd run --config /etc/atlantic/atlantic.toml --state /var/lib/atlantic\n", "NoNewPrivileges=yes\n",
+		"unrestored stop\nstopped\nerror: the network is not as it was before: atlanticd rescue\nhint:  try again: sudo atlantic rescue\ncode 1\n",
 		"Description=AtlanticProxy: sends",
 		"installed with linux-systemd, running; it does not",
 		"error: the service is installed already",
