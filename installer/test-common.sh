@@ -35,6 +35,7 @@ new_root() {
 	[ -f "$tarball" ] || make_root
 	mkdir "$root"
 	tar -C "$root" -xf "$tarball"
+	[ ! -e "$root/etc/resolv.conf" ] || cp -a "$root/etc/resolv.conf" "$work/resolv.conf"
 }
 
 make_root() {
@@ -61,6 +62,80 @@ snapshot() {
 }
 
 in_root() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
+
+# start_machine makes a machine of the root: namespaces of its own for network,
+# mounts and processes, in which it is process 1's root, and an uplink. It sets
+# machine, the process in it; in_machine runs a command there with the root's
+# programs, in_network one of this machine's in its network.
+start_machine() {
+	mkdir -p "$root/dev/net"
+	[ -e "$root/dev/net/tun" ] || mknod "$root/dev/net/tun" c 10 200
+	unshare -n -m -p -f --kill-child chroot "$root" sh -c 'mount -t proc proc /proc && exec sleep 600' &
+	holder=$!
+	machine=
+	for _ in $(seq 100); do
+		machine=$(cat "/proc/$holder/task/$holder/children" 2>/dev/null | tr -d ' ')
+		[ -z "$machine" ] || [ "$(tr '\0' ' ' <"/proc/$machine/cmdline")" != 'sleep 600 ' ] || break
+		sleep 0.1
+	done
+	in_network ip link set lo up
+	in_network ip link add up0 type veth peer name up1
+	in_network ip link set up1 up
+	in_network ip link set up0 up
+	in_network ip address add 192.0.2.2/24 dev up0
+	in_network ip route add default via 192.0.2.1
+}
+
+end_machine() {
+	kill -9 "$holder" 2>/dev/null || true
+	wait "$holder" 2>/dev/null || true
+	rm -f "$root/dev/net/tun"
+	rmdir "$root/dev/net" 2>/dev/null || true
+}
+
+in_machine() { nsenter -t "$machine" -n -m -p -r -w /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
+in_network() { nsenter -t "$machine" -n "$@"; }
+
+# network prints what a service changes: rules, tables, devices, the resolver.
+network() {
+	in_network ip rule
+	in_network ip -6 rule
+	in_network ip -br link | awk '{ print $1 }'
+	in_network nft list tables
+	cat "$root/etc/resolv.conf"
+}
+
+# start_service starts the installed service in the machine by hand, as where
+# there is no systemd, and waits until it is on.
+start_service() {
+	in_machine sh -c 'setsid atlanticd run --up >/var/log/atlanticd.log 2>&1 & echo $!' >"$work/service"
+	for _ in $(seq 100); do
+		! in_machine atlantic status >"$work/status" 2>&1 || return 0
+		sleep 0.1
+	done
+	fail "the service does not come up: $(cat "$work/status" "$root/var/log/atlanticd.log")"
+}
+
+# removal_restores running|crash ARGUMENT… checks that remove_in_machine ARGUMENT…
+# ends a service that runs by itself, or undoes what a killed one has left.
+removal_restores() {
+	grep -q stand-in "$work/version" && { echo "SKIPPED: removing with the service on: bin/ is not built" >&2; return; }
+	end=$1
+	shift
+	start_machine
+	echo 'nameserver 192.0.2.53' >"$root/etc/resolv.conf"
+	network >"$work/network"
+	start_service
+	! network | cmp -s - "$work/network" || fail "the service changes nothing: the check is void"
+	[ "$end" != crash ] || in_machine sh -c "kill -9 $(cat "$work/service")"
+	remove_in_machine "$@" >"$work/remove.log" 2>&1 || fail "$*: $(cat "$work/remove.log")"
+	network >"$work/network.after"
+	diff "$work/network" "$work/network.after" >&2 || fail "$end, then removed: the network is not as it was"
+	[ "$end" = crash ] || ! in_machine readlink "/proc/$(cat "$work/service")/exe" >/dev/null 2>&1 || fail "removed, and the service runs on"
+	end_machine
+	rm -f "$root/var/log/atlanticd.log" "$root/etc/resolv.conf"
+	[ ! -e "$work/resolv.conf" ] || cp -a "$work/resolv.conf" "$root/etc/resolv.conf"
+}
 
 # build_packages FORMAT builds from bin/ and prints the path.
 build_packages() {

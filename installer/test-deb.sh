@@ -16,6 +16,7 @@ new_root deb
 deb=${1:-}
 [ -n "$deb" ] || deb=$(build_packages deb)
 cp "$deb" "$root/atlantic.deb"
+remove_in_machine() { in_machine "$@"; }
 snapshot >"$work/before"
 
 step "install"
@@ -26,6 +27,12 @@ is "dependencies are met" "$(in_root dpkg --audit)" ""
 is "conffiles" "$(in_root dpkg-query -W -f '${Conffiles}' atlantic | awk '{print $1}' | xargs)" "/etc/xdg/autostart/atlantic.desktop"
 is "unit is enabled" "$(readlink "$root/etc/systemd/system/multi-user.target.wants/atlanticd.service")" "/lib/systemd/system/atlanticd.service"
 (cd "$root" && in_root sh -c 'cd / && md5sum --quiet -c /var/lib/dpkg/info/atlantic.md5sums') || fail "checksums of the files"
+
+for end in running crash; do
+	step "remove, $end, restores the network"
+	removal_restores $end dpkg -r atlantic
+	in_root dpkg -i /atlantic.deb >"$work/dpkg.log" 2>&1 || { cat "$work/dpkg.log" >&2; die "installing again failed"; }
+done
 
 step "upgrade keeps the administrator's word"
 rm "$root/etc/systemd/system/multi-user.target.wants/atlanticd.service" # systemctl disable
@@ -40,6 +47,7 @@ step "remove keeps configuration and state"
 in_root dpkg -r atlantic >"$work/dpkg.log" 2>&1 || { cat "$work/dpkg.log" >&2; die "dpkg -r failed"; }
 absent usr/bin/atlanticd
 absent lib/systemd/system/atlanticd.service
+absent etc/systemd/system/atlanticd.service # no mask, which would keep service install away
 present etc/atlantic/atlantic.toml
 present var/lib/atlantic/intent.json
 

@@ -20,6 +20,8 @@ in_rpm() {
 	rpm --root "$root" --dbpath /var/lib/rpm "$@" >"$work/rpm.log" 2>&1 || { cat "$work/rpm.log" >&2; die "rpm $* failed"; }
 	! grep -qi 'error\|warning.*scriptlet' "$work/rpm.log" || fail "rpm $*: $(cat "$work/rpm.log")"
 }
+# rpm stays outside of the machine's root and goes into it for the scripts.
+remove_in_machine() { nsenter -t "$machine" -n -m -p rpm --root "$root" --dbpath /var/lib/rpm "$@"; }
 in_rpm --initdb
 snapshot >"$work/before"
 
@@ -27,6 +29,12 @@ step "install"
 in_rpm -i --nodeps "$rpm"
 check_files
 in_rpm -V --nodeps atlantic
+
+for end in running crash; do
+	step "erase, $end, restores the network"
+	removal_restores $end -e --nodeps atlantic
+	in_rpm -i --nodeps "$rpm"
+done
 
 step "upgrade keeps configuration and state"
 mkdir -p "$root/etc/atlantic" "$root/var/lib/atlantic"
@@ -37,8 +45,10 @@ check_files
 present etc/atlantic/atlantic.toml
 present var/lib/atlantic/intent.json
 
-step "erase leaves nothing"
+step "erase leaves the configuration and nothing else"
 in_rpm -e --nodeps atlantic
+present etc/atlantic/atlantic.toml
+rm -r "$root/etc/atlantic"
 # The icon theme's directories belong to hicolor-icon-theme and the like, which
 # this root does not have.
 for d in usr/share/icons/hicolor/*/apps usr/share/icons/hicolor/* usr/share/icons/hicolor usr/share/icons usr/share/applications etc/xdg/autostart etc/xdg; do
