@@ -198,6 +198,9 @@ func upstreamText(st api.Status) string {
 	return fmt.Sprintf("%s (%s %s)", st.Upstream.Name, st.Upstream.Scheme, st.Upstream.Address)
 }
 
+// endsWithin is how long rescue waits for a service that may be just ending.
+const endsWithin = 3 * time.Second
+
 // rescue undoes a crashed run without starting one. It refuses while a service
 // runs with the same state.
 func rescue(w io.Writer, state string) error {
@@ -205,7 +208,12 @@ func rescue(w io.Writer, state string) error {
 		return &api.Error{Code: api.ErrPermission, Message: "only root may restore the network", Hint: "run: sudo atlantic rescue"}
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := rescueHost(log, platform.Options{StateDir: state}); err != nil {
+	err := rescueHost(log, platform.Options{StateDir: state})
+	for end := time.Now().Add(endsWithin); errors.Is(err, platform.ErrRunning) && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+		err = rescueHost(log, platform.Options{StateDir: state})
+	}
+	if err != nil {
 		return fmt.Errorf("rescue: %w", err)
 	}
 	fmt.Fprintln(w, "nothing of AtlanticProxy is left in this machine's network")
