@@ -45,6 +45,8 @@ var allowed = map[string][]string{
 	"platform/platformtest": {"platform"},
 	"platform/windows":      {"platform", "platform/..."},
 	"assets":                {},
+	"assets/service":        {},
+	"assets/service":        {},
 }
 
 // soleImporters are libraries that one package alone may know.

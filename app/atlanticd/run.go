@@ -40,6 +40,9 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 		level = slog.LevelWarn
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if err := harden(); err != nil {
+		log.Warn("this service has more rights than it needs", "err", err)
+	}
 	if o.socket == "" {
 		o.socket = localsock.DefaultPath()
 	}
