@@ -46,7 +46,6 @@ var allowed = map[string][]string{
 	"platform/windows":      {"platform", "platform/..."},
 	"assets":                {},
 	"assets/service":        {},
-	"assets/service":        {},
 }
 
 // soleImporters are libraries that one package alone may know.
