@@ -207,7 +207,7 @@ func (s *sources) list(p config.Provider) *resolve.List {
 			return text, err
 		},
 	}
-	if filepath.IsAbs(p.URL) {
+	if filepath.IsAbs(p.URL.Reveal()) {
 		l.Fetch = resolve.FetchFile
 	}
 	return l

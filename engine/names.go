@@ -8,12 +8,12 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"syscall"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/dns"
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
@@ -60,17 +60,12 @@ func (n *names) use(ups *upstreams) { n.ups = ups }
 // upstream carries.
 func overTCP(servers []string) []string {
 	out := make([]string, len(servers))
-	for i, s := range servers {
-		switch {
-		case strings.HasPrefix(s, "udp://"):
-			s = "tcp://" + strings.TrimPrefix(s, "udp://")
-		case !strings.Contains(s, "://"):
-			if a, err := netip.ParseAddr(s); err == nil && a.Is6() {
-				s = "[" + s + "]"
-			}
-			s = "tcp://" + s
+	for i, text := range servers {
+		out[i] = text
+		if s, err := proxy.ParseServer(text); err == nil && s.Scheme == "udp" { // else NewClient says what is wrong
+			s.Scheme = "tcp"
+			out[i] = s.URL()
 		}
-		out[i] = s
 	}
 	return out
 }

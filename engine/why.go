@@ -2,15 +2,13 @@ package engine
 
 import (
 	"cmp"
-	"fmt"
-	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/dns"
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/rules"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
@@ -99,26 +97,6 @@ func (e *Engine) udpPath(u *upstream.Upstream) string {
 
 // parseTarget reads host, host:port, an address, or [address]:port.
 func parseTarget(s string) (flow.Target, error) {
-	t := flow.Target{Port: 443}
-	host := strings.TrimSpace(s)
-	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
-		t.Addr = a.Unmap()
-		return t, nil
-	}
-	if h, p, err := net.SplitHostPort(host); err == nil {
-		n, err := strconv.ParseUint(p, 10, 16)
-		if err != nil || n == 0 {
-			return t, fmt.Errorf("%q is not a port", p)
-		}
-		host, t.Port = h, uint16(n)
-	}
-	if a, err := netip.ParseAddr(host); err == nil {
-		t.Addr = a.Unmap()
-		return t, nil
-	}
-	t.Name = strings.ToLower(strings.TrimSuffix(host, "."))
-	if t.Name == "" || len(t.Name) > 253 || strings.ContainsAny(t.Name, " /\\:@\"<>\r\n\t\x00") {
-		return t, fmt.Errorf("%q is not a host", s)
-	}
-	return t, nil
+	name, addr, port, err := proxy.ParseHostPort(strings.TrimSpace(s), 443)
+	return flow.Target{Name: name, Addr: addr, Port: port}, err
 }

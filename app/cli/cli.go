@@ -126,7 +126,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not connected, 4 no permission, 5 no servi
 	root.SetIn(a.opt.Stdin)
 	root.SetOut(a.opt.Stdout)
 	root.SetErr(a.opt.Stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &flagError{usageError{err.Error()}} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &flagError{usageError{flagText(err)}} })
 	root.PersistentFlags().StringVar(&a.socket, "socket", os.Getenv(localsock.PathVar),
 		"talk to the service on this socket (or set "+localsock.PathVar+")")
 	if f := root.PersistentFlags().Lookup("socket"); f.DefValue != "" {
@@ -144,7 +144,7 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	msg := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+	msg := fmt.Sprintf("unknown command %s for %q", shown(args[0]), cmd.CommandPath())
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		msg += "; did you mean " + strings.Join(near, " or ") + "?"
 	}
@@ -159,7 +159,7 @@ func takes(names ...string) cobra.PositionalArgs {
 		case len(args) < len(names):
 			return &usageError{cmd.CommandPath() + " needs " + strings.Join(names[len(args):], " and ")}
 		case len(args) > len(names):
-			return &usageError{fmt.Sprintf("%s does not know what to do with %q", cmd.CommandPath(), args[len(names)])}
+			return &usageError{fmt.Sprintf("%s does not know what to do with %s", cmd.CommandPath(), shown(args[len(names)]))}
 		}
 		return nil
 	}

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/spf13/pflag"
+
 	"github.com/atlanticproxy/atlanticproxy/app/client"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
@@ -23,6 +25,30 @@ func (e *usageError) Error() string { return e.msg }
 type flagError struct{ usageError }
 
 func (e *flagError) Unwrap() error { return &e.usageError }
+
+// shown is an argument as an error may show it: quoted if it looks like a name.
+// All else may be a URL with a password.
+func shown(arg string) string {
+	if config.IsName(arg) {
+		return fmt.Sprintf("%q", arg)
+	}
+	return "(not shown: it may hold a password)"
+}
+
+// flagText is an error of reading flags without what was given as a value.
+func flagText(err error) string {
+	var unknown *pflag.NotExistError
+	var value *pflag.InvalidValueError
+	switch {
+	case errors.As(err, &unknown) && !config.IsName(unknown.GetSpecifiedName()):
+		return "unknown flag " + shown(unknown.GetSpecifiedName())
+	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
+		return "unknown flag -" + unknown.GetSpecifiedName()
+	case errors.As(err, &value):
+		return "the value of --" + value.GetFlag().Name + " is none that it takes: " + value.GetFlag().Value.Type()
+	}
+	return err.Error()
+}
 
 // exitWith ends with a code about which everything has been said.
 type exitWith struct{ code int }

@@ -135,7 +135,7 @@ func TestRoundTrip(t *testing.T) {
 			}
 		}
 		for i := range b.Providers {
-			a.Providers[i].URL = shownListURL(a.Providers[i].URL)
+			a.Providers[i].URL = proxy.Secret(shownListURL(a.Providers[i].URL.Reveal()))
 		}
 		if !reflect.DeepEqual(a, b) {
 			t.Errorf("%s:\n%+v\n%+v", name, a, b)

@@ -131,7 +131,7 @@ func literal(key, value string) (string, error) {
 		}
 		return quoteList(list), nil
 	}
-	return quote(strings.ToValidUTF8(value, "?")), nil
+	return Quote(strings.ToValidUTF8(value, "?")), nil
 }
 
 func btoi(b bool) int {

@@ -128,9 +128,8 @@ func (c *Config) secrets() (out []secret) {
 	for i := range c.Providers {
 		p := &c.Providers[i]
 		add(fmt.Sprintf("provider %q: a password", p.Name), fmt.Sprintf("provider[%d].password", i), &p.Password, p.PasswordFrom)
-		if listSecret(p.URL) {
-			url := proxy.Secret(p.URL)
-			add(fmt.Sprintf("provider %q: a list's address, which may hold a token,", p.Name), fmt.Sprintf("provider[%d].url", i), &url, "")
+		if listSecret(p.URL.Reveal()) {
+			add(fmt.Sprintf("provider %q: a list's address, which may hold a token,", p.Name), fmt.Sprintf("provider[%d].url", i), &p.URL, "")
 		}
 	}
 	return out

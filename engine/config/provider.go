@@ -42,7 +42,7 @@ type Provider struct {
 	EarlyData                      bool   // as in Upstream
 
 	// Of kind "list" alone.
-	URL     string        // http(s) address, which may hold a token, or absolute path
+	URL     proxy.Secret  // http(s) address, which may hold a token, or absolute path
 	Refresh time.Duration // between two readings
 	Policy  string        // of Policies
 }
@@ -120,7 +120,7 @@ func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
 		Scheme: r.Scheme, Host: r.Host, Port: r.Port, CA: r.CA,
 		Country: r.Country, State: r.State, City: r.City, Zone: r.Zone, ISP: r.ISP,
 		UsernameFormat: r.UserForm, PasswordFormat: r.PassForm,
-		Session: r.Session, Pinned: r.Pinned, Ports: r.Ports, URL: r.URL, Policy: r.Policy,
+		Session: r.Session, Pinned: r.Pinned, Ports: r.Ports, URL: proxy.Secret(r.URL), Policy: r.Policy,
 	}
 	if p.Kind == "" && p.Template != "" {
 		p.Kind = "generic"
@@ -264,7 +264,7 @@ func checkList(r rawProvider, p Provider) (_ Provider, key, hint string, err err
 			return p, key, "a list's lines say all that there is to say", fmt.Errorf("%s is not for kind = \"list\"", key)
 		}
 	}
-	if err := checkListURL(p.URL); err != nil {
+	if err := checkListURL(r.URL); err != nil {
 		return p, "url", "an http(s) address, or the absolute path of a file", err
 	}
 	if p.Refresh = time.Hour; r.Refresh != "" {
@@ -369,15 +369,15 @@ func (c *Config) checkName(src *source, path, what string, i int, name string) e
 }
 
 func (p Provider) fields() []field {
-	out := []field{{"name", quote(p.Name)}, {"kind", quote(p.Kind)}}
+	out := []field{{"name", Quote(p.Name)}, {"kind", Quote(p.Kind)}}
 	for _, f := range []field{
 		{"template", p.Template}, {"username", p.Username}, {"password", shownSecret(p.Password, p.PasswordFrom)},
 		{"scheme", p.Scheme}, {"host", p.Host}, {"ca", p.CA}, {"country", p.Country}, {"state", p.State}, {"city", p.City},
 		{"zone", p.Zone}, {"isp", p.ISP}, {"username_format", p.UsernameFormat}, {"password_format", p.PasswordFormat},
-		{"session", p.Session}, {"url", shownListURL(p.URL)}, {"policy", p.Policy},
+		{"session", p.Session}, {"url", shownListURL(p.URL.Reveal())}, {"policy", p.Policy},
 	} {
 		if f.value != "" {
-			out = append(out, field{f.key, quote(f.value)})
+			out = append(out, field{f.key, Quote(f.value)})
 		}
 	}
 	if p.Port != 0 {
@@ -390,7 +390,7 @@ func (p Provider) fields() []field {
 		out = append(out, field{"ports", numbers(p.Ports)})
 	}
 	if p.Kind == "list" {
-		out = append(out, field{"refresh", quote(p.Refresh.String())})
+		out = append(out, field{"refresh", Quote(p.Refresh.String())})
 	}
 	return append(out, transportFields(p.Pool, p.EarlyData)...)
 }
@@ -407,7 +407,7 @@ func transportFields(pool int, early bool) (out []field) {
 }
 
 func (g Group) fields() []field {
-	out := []field{{"name", quote(g.Name)}, {"members", quoteList(g.Members)}, {"policy", quote(g.Policy)}}
+	out := []field{{"name", Quote(g.Name)}, {"members", quoteList(g.Members)}, {"policy", Quote(g.Policy)}}
 	if len(g.Weights) > 0 {
 		out = append(out, field{"weights", numbers(g.Weights)})
 	}

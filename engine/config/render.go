@@ -25,21 +25,21 @@ func (c *Config) sections() []section {
 	}
 	out := []section{
 		{name: "tun", fields: []field{
-			{"enabled", fmt.Sprint(c.TUN.Enabled)}, {"name", quote(c.TUN.Name)}, {"mtu", mtu}, {"stack", quote(c.TUN.Stack)},
+			{"enabled", fmt.Sprint(c.TUN.Enabled)}, {"name", Quote(c.TUN.Name)}, {"mtu", mtu}, {"stack", Quote(c.TUN.Stack)},
 		}},
-		{name: "listen", fields: []field{{"proxy", quote(c.Listen.Proxy)}}},
+		{name: "listen", fields: []field{{"proxy", Quote(c.Listen.Proxy)}}},
 		{name: "dns", fields: []field{
-			{"mode", quote(c.DNS.Mode)}, {"servers", quoteList(c.DNS.shown())}, {"fake_range", quote(c.DNS.FakeRange.String())},
+			{"mode", Quote(c.DNS.Mode)}, {"servers", quoteList(c.DNS.shown())}, {"fake_range", Quote(c.DNS.FakeRange.String())},
 		}},
 		{name: "protect", fields: []field{
-			{"kill_switch", quote(c.Protect.KillSwitch)}, {"udp", quote(c.Protect.UDP)}, {"lan", fmt.Sprint(c.Protect.LAN)},
+			{"kill_switch", Quote(c.Protect.KillSwitch)}, {"udp", Quote(c.Protect.UDP)}, {"lan", fmt.Sprint(c.Protect.LAN)},
 		}},
 	}
 	for _, u := range c.Upstreams {
-		s := section{name: "upstream", item: u.Name, fields: []field{{"name", quote(u.Name)}, {"url", quote(u.URL)}}}
+		s := section{name: "upstream", item: u.Name, fields: []field{{"name", Quote(u.Name)}, {"url", Quote(u.URL)}}}
 		for _, f := range []field{{"sni", u.SNI}, {"ca", u.CA}, {"username", u.Username}, {"password", shownSecret(u.Password, u.PasswordFrom)}} {
 			if f.value != "" {
-				s.fields = append(s.fields, field{f.key, quote(f.value)})
+				s.fields = append(s.fields, field{f.key, Quote(f.value)})
 			}
 		}
 		s.fields = append(s.fields, transportFields(u.Pool, u.EarlyData)...)
@@ -73,7 +73,7 @@ func (r Rule) fields() (out []field) {
 			out = append(out, field{l.key, quoteList(l.list)})
 		}
 	}
-	return append(out, field{"via", quote(r.Via)})
+	return append(out, field{"via", Quote(r.Via)})
 }
 
 // TOML renders the configuration in force, defaults included. Passwords are
@@ -143,8 +143,8 @@ func checkKey(name, key string) error {
 	return fmt.Errorf("%s: %s", msg, hint)
 }
 
-// quote makes a TOML basic string.
-func quote(s string) string {
+// Quote makes a TOML basic string.
+func Quote(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')
 	for _, r := range s {
@@ -165,7 +165,7 @@ func quote(s string) string {
 func quoteList(list []string) string {
 	out := make([]string, len(list))
 	for i, s := range list {
-		out[i] = quote(s)
+		out[i] = Quote(s)
 	}
 	return "[" + strings.Join(out, ", ") + "]"
 }

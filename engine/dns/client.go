@@ -10,11 +10,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"sync"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 const (
@@ -83,10 +84,10 @@ func NewClient(o ClientOptions) (*Client, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{log: o.Log, addrs: map[string]knownAddrs{}}
-	for _, text := range o.Servers {
+	for i, text := range o.Servers {
 		s, err := newServer(text, o)
 		if err != nil {
-			return nil, fmt.Errorf("DNS server %q: %w", text, err)
+			return nil, fmt.Errorf("DNS server %d: %w", i+1, err)
 		}
 		c.servers = append(c.servers, s)
 	}
@@ -103,24 +104,14 @@ func newServer(text string, o ClientOptions) (*server, error) {
 		s.address = ap.String()
 		return s, nil
 	}
-	u, err := url.Parse(text)
-	if err != nil || u.Hostname() == "" {
-		return nil, errors.New("neither an address nor a URL")
+	at, err := proxy.ParseServer(text)
+	if err != nil {
+		return nil, err
 	}
-	port := map[string]string{"https": "443", "tls": "853", "tcp": "53", "udp": "53"}[u.Scheme]
-	if port == "" {
-		return nil, errors.New("the scheme is none of https, tls, tcp, udp")
-	}
-	if u.Port() != "" {
-		port = u.Port()
-	}
-	s.scheme, s.address = u.Scheme, net.JoinHostPort(u.Hostname(), port)
-	s.tls = &tls.Config{ServerName: u.Hostname(), RootCAs: o.Roots, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(8)}
+	s.name, s.scheme, s.address = at.String(), at.Scheme, at.Addr() // the url may hold an account's token
+	s.tls = &tls.Config{ServerName: at.Host, RootCAs: o.Roots, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(8)}
 	if s.scheme == "https" {
-		if u.Path == "" {
-			u.Path = "/dns-query"
-		}
-		s.url = u.String()
+		s.url = at.URL()
 		s.http = newHTTP(s)
 	}
 	return s, nil

@@ -3,6 +3,7 @@ package listener
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -59,11 +60,11 @@ func targetOfAuthority(authority string, standard uint16) (flow.Target, error) {
 		host, port, err = net.SplitHostPort(net.JoinHostPort(authority, strconv.Itoa(int(standard))))
 	}
 	if err != nil {
-		return flow.Target{}, fmt.Errorf("%q: want host:port", authority)
+		return flow.Target{}, errors.New("want host:port")
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
-		return flow.Target{}, fmt.Errorf("%q: want a port from 1 to 65535", authority)
+		return flow.Target{}, errors.New("want a port from 1 to 65535")
 	}
 	return target(host, uint16(n))
 }

@@ -27,12 +27,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 const (
@@ -304,22 +304,13 @@ func (c *prefixed) Unwrap() ([]byte, *net.TCPConn) { return c.prefix, c.TCPConn 
 // target makes a flow.Target of what an app asked for.
 func target(host string, port uint16) (flow.Target, error) {
 	if port == 0 {
-		return flow.Target{}, fmt.Errorf("%q: port 0 cannot be reached", host)
+		return flow.Target{}, errors.New("port 0 cannot be reached")
 	}
-	if a, err := netip.ParseAddr(host); err == nil {
+	if a, err := netip.ParseAddr(host); err == nil { // one with a zone too: a neighbour on this link
 		return flow.TargetOf(netip.AddrPortFrom(a, port)), nil
 	}
-	name := strings.ToLower(strings.TrimSuffix(host, "."))
-	if name == "" || len(name) > 253 || strings.ContainsFunc(name, notInName) {
-		return flow.Target{}, fmt.Errorf("%q is neither a host name nor an address", host)
-	}
-	return flow.Target{Name: name, Port: port}, nil
-}
-
-// notInName finds what no resolver should ever see, and what would change the
-// meaning of a request line or a log line.
-func notInName(r rune) bool {
-	return r <= ' ' || r == 0x7f || strings.ContainsRune(`/\:@%?#[]"<>`, r)
+	name, addr, err := proxy.ParseHost(host)
+	return flow.Target{Name: name, Addr: addr, Port: port}, err
 }
 
 func newFlow(n flow.Network, in flow.Inbound, src netip.AddrPort, t flow.Target) flow.Flow {

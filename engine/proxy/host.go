@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -93,7 +94,7 @@ func parsePort(s string) (uint16, error) {
 func ToASCII(name string) (string, error) {
 	s, err := idna.New(idna.MapForLookup(), idna.Transitional(false), idna.StrictDomainName(false),
 		idna.CheckHyphens(false)).ToASCII(name)
-	if err != nil || !isASCII(s) {
+	if err != nil || !isASCII(s) || !utf8.ValidString(name) {
 		return "", errHost() // idna's error quotes the name
 	}
 	return s, nil

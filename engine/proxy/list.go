@@ -15,6 +15,7 @@ const (
 	MaxListBytes   = 8 << 20
 	MaxListProxies = 10_000
 	maxListErrors  = 100 // lines that are complained about one by one
+	maxLineBytes   = 16 << 10
 )
 
 // LineError is a line of a list that is no proxy. It does not quote the line,
@@ -123,8 +124,11 @@ func (l *lines) read(text string) {
 // line reads the proxies of one line, none if it is empty or names columns.
 func (l *lines) line(line string) ([]Spec, error) {
 	line = strings.TrimSpace(withoutComment(line))
-	if line == "" {
+	switch {
+	case line == "":
 		return nil, nil
+	case len(line) > maxLineBytes:
+		return nil, errors.New("longer than any proxy")
 	}
 	pieces := split(line)
 	if len(l.proxies) == 0 && l.header == nil {

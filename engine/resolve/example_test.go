@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/atlanticproxy/atlanticproxy/assets"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
 )
 
@@ -31,7 +32,7 @@ func Example() {
 	file := filepath.Join(os.TempDir(), fmt.Sprint("resolve-example-", os.Getpid()))
 	defer os.Remove(file)
 	_ = os.WriteFile(file, []byte("198.51.100.7:8080:bob:secret\n"), 0o600)
-	list := resolve.Source{List: &resolve.List{Name: "mine", URL: file, Fetch: resolve.FetchFile}}
+	list := resolve.Source{List: &resolve.List{Name: "mine", URL: proxy.Secret(file), Fetch: resolve.FetchFile}}
 
 	r, err := resolve.New(resolve.Options{Name: "all", Policy: resolve.Failover, Sources: []resolve.Source{gateways, account, list}})
 	if err != nil {

@@ -21,7 +21,7 @@ type Fetch func(ctx context.Context, url, etag string) (body io.ReadCloser, newE
 // What was read last stays in use for as long as nothing better can be read.
 type List struct {
 	Name   string
-	URL    string        // given to Fetch
+	URL    proxy.Secret  // given to Fetch; it may hold a token
 	Scheme string        // of proxies without one; "" is http
 	Every  time.Duration // between refreshes; 0 is one hour
 	Fetch  Fetch         // FetchFile for a file
@@ -167,7 +167,7 @@ func (s *subscription) restore() {
 }
 
 func (s *subscription) read(ctx context.Context) error {
-	body, etag, same, err := s.list.Fetch(ctx, s.list.URL, s.etag)
+	body, etag, same, err := s.list.Fetch(ctx, s.list.URL.Reveal(), s.etag)
 	if err != nil {
 		return err
 	}

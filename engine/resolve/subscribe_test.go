@@ -190,7 +190,7 @@ func TestFetchFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("1.2.3.4:80:bob:s3cret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := withList(t, &List{Name: "l", URL: path, Scheme: "socks5", Fetch: FetchFile}, nil)
+	r := withList(t, &List{Name: "l", URL: proxy.Secret(path), Scheme: "socks5", Fetch: FetchFile}, nil)
 	if err := r.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestFetchFile(t *testing.T) {
 	if e := mustPick(t, r, Key{}); e.Host != "5.6.7.8" {
 		t.Error(e)
 	}
-	if err := withList(t, &List{Name: "l", URL: t.TempDir(), Fetch: FetchFile}, nil).Refresh(t.Context()); err == nil {
+	if err := withList(t, &List{Name: "l", URL: proxy.Secret(t.TempDir()), Fetch: FetchFile}, nil).Refresh(t.Context()); err == nil {
 		t.Error("a directory is no list")
 	}
 }
