@@ -16,14 +16,14 @@ present() { [ -e "$root/$1" ] || fail "/$1 is missing"; }
 absent() { [ ! -e "$root/$1" ] && [ ! -L "$root/$1" ] || fail "/$1 is there"; }
 
 skip() {
-	echo "SKIPPED: $*" >&2
+	echo "== SKIPPED: $(basename "$0"): $*" # counted by lab/cmd/testreport
 	exit 0
 }
 
 need_root() { [ "$(id -u)" = 0 ] || skip "not root: cannot install packages in a root of their own"; }
 
 # new_root sets root, a fresh Debian or Ubuntu like this machine's, and work, the
-# directory round it, which goes away with the script. It is kept as a tarball.
+# directory round it, which goes away with the script. scripts/roots makes it.
 new_root() {
 	suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 	[ -n "$suite" ] || skip "this system's release has no name to debootstrap it by"
@@ -32,24 +32,11 @@ new_root() {
 	root=$work/root
 	trap 'rm -rf "$work"' EXIT
 	trap 'exit 1' INT TERM HUP
-	[ -f "$tarball" ] || make_root
+	[ -f "$tarball" ] || "$here/../scripts/roots"
+	[ -f "$tarball" ] || skip "no debootstrap, or it failed"
 	mkdir "$root"
 	tar -C "$root" -xf "$tarball"
 	[ ! -e "$root/etc/resolv.conf" ] || cp -a "$root/etc/resolv.conf" "$work/resolv.conf"
-}
-
-make_root() {
-	command -v debootstrap >/dev/null || skip "no debootstrap: apt-get install debootstrap"
-	mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
-		awk -v s="$suite" '$2 == s && $3 == "main" { print $1; exit }')
-	[ -n "$mirror" ] || mirror=${MIRROR:-}
-	[ -n "$mirror" ] || skip "apt knows no mirror of $suite: set MIRROR"
-	debootstrap --variant=minbase "$suite" "$work/new" "$mirror" >"$work/debootstrap.log" 2>&1 ||
-		{ tail "$work/debootstrap.log" >&2; skip "debootstrap of $suite failed"; }
-	mkdir -p "$(dirname "$tarball")"
-	tar -C "$work/new" -cf "$tarball.$$" .
-	mv "$tarball.$$" "$tarball"
-	rm -rf "$work/new"
 }
 
 # snapshot lists every file with type, mode, owner, size or target and checksum.
