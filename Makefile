@@ -3,12 +3,9 @@
 # Where go.dev's archive puts Go; sudo's PATH does not have it.
 export PATH := $(PATH):/usr/local/go/bin
 
-GO      ?= go
 ifndef VERSION
 VERSION := $(shell scripts/version)
 endif
-LDFLAGS := -s -w -X main.version=$(VERSION)
-BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 .DEFAULT_GOAL := help
 .PHONY: help run test demo check bench build packages deps clean
@@ -20,32 +17,30 @@ run: build ## build, and send this computer's traffic through an upstream (none 
 	@if [ "$$(id -u)" = 0 ]; then exec bin/atlanticd run --up; \
 	else echo "Not root: the local proxy only. For every app on this computer: sudo make run"; exec bin/atlanticd run --up --no-tun; fi
 
-test: check build ## everything: make check, the packages, end to end in network namespaces (needs root)
-	@scripts/test-packages
-	@scripts/e2e
+test: build ## everything: make check, the packages, end to end in network namespaces (needs root)
+	@scripts/test check test-packages e2e
 
-check: ## formatting, vet and staticcheck for three systems, unit tests with the race detector
-	@scripts/deps test
-	@scripts/check
+check: build ## formatting, vet and staticcheck for three systems, unit tests with the race detector
+	@scripts/test check
 
 demo: build ## the old way and ours, side by side in a small internet of namespaces (needs root)
 	@scripts/deps test
-	$(GO) run ./lab/cmd/demo
+	go run ./lab/cmd/demo
 
 bench: build ## figures for docs/PERFORMANCE.md, into bench/out (needs root); PEERS=DIR compares with other programs
 	@scripts/deps bench
 	@scripts/bench
 
 build: ## bin/atlantic and bin/atlanticd
-	@scripts/deps run
-	@mkdir -p bin
-	$(BUILD) -o bin/ ./app/atlantic ./app/atlanticd
+	@scripts/build $(VERSION)
 
 packages: build ## dist/*.deb and dist/*.rpm
-	cd installer && $(GO) run . -version $(VERSION) -bin ../bin -out ../dist
+	cd installer && go run . -version $(VERSION) -bin ../bin -out ../dist
+	@. scripts/common; give_back dist
 
 deps: ## install what the tests need (Debian, Ubuntu)
 	@scripts/deps test
+	@scripts/roots
 
 clean: ## remove what was built
 	rm -rf bin dist
