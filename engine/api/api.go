@@ -13,8 +13,13 @@ import "time"
 // Schema is the version of every JSON document that the CLI prints.
 const Schema = 1
 
-// Version is the version of the local API, in status and in the path (/v1/).
+// Version is the version of the local API, in status, in the path (/v1/) and in
+// the VersionHeader of every answer.
 const Version = 1
+
+// VersionHeader is the header by which a client learns which version answers,
+// also where it cannot read the answer.
+const VersionHeader = "Atlantic-Api"
 
 // State is where the engine's machine stands (see engine/machine.go).
 type State string
@@ -264,6 +269,7 @@ const (
 	// Said by the CLI, not by the service.
 	ErrNoService    ErrorCode = "no_service" // nothing answers on the socket, or it is not installed
 	ErrNotConnected ErrorCode = "not_connected"
+	ErrVersion      ErrorCode = "version" // the service speaks another version of the local API
 )
 
 // Error is what a failed call answers, and what a user is shown: what went
