@@ -1,9 +1,7 @@
 package upstream
 
 import (
-	"bytes"
 	"context"
-	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -58,10 +56,7 @@ func (u *Upstream) SetEarly(v Verdict) {
 	if u.prover == nil || u.prover.off {
 		return
 	}
-	if v == EarlyRefuses {
-		u.prover.notYet.Store(time.Now().Add(firstRefusal).UnixNano())
-	}
-	u.prover.verdict.Store(uint32(v))
+	u.prover.believe(v)
 }
 
 // WantsEarly says that a flow to t gains by handing its client's first bytes
@@ -82,65 +77,6 @@ func (u *Upstream) WantsEarly(t flow.Target) bool {
 		return false // where nothing works there is nothing to find out
 	}
 	return u.stats.failures.Load() == 0 && p.wants()
-}
-
-// SafeToRepeat says that b, the first bytes of a client, may reach a server
-// twice without harm: a TLS ClientHello with nothing after it, or the whole
-// head of an HTTP GET, HEAD or OPTIONS request without content (RFC 9110
-// section 9.2.1). Only such bytes ever leave before a proxy has answered.
-func SafeToRepeat(b []byte) bool {
-	if len(b) >= 6 && b[0] == tlsHandshake {
-		return onlyHello(b)
-	}
-	for _, method := range [...]string{"GET ", "HEAD ", "OPTIONS "} {
-		if bytes.HasPrefix(b, []byte(method)) {
-			return headEnd(b, 0) == len(b) && !announcesContent(b)
-		}
-	}
-	return false
-}
-
-// The numbers of RFC 8446 sections 4 and 5.1.
-const (
-	tlsAlert       = 21
-	tlsHandshake   = 22
-	tlsClientHello = 1
-	tlsServerHello = 2
-	tlsHeaderBytes = 5
-)
-
-// onlyHello says that b is a ClientHello or the beginning of one: data after
-// it may be a request already (0-RTT, RFC 8446 section 8).
-func onlyHello(b []byte) bool {
-	if b[1] != 3 || b[tlsHeaderBytes] != tlsClientHello {
-		return false
-	}
-	for len(b) > 0 {
-		if b[0] != tlsHandshake {
-			return false
-		}
-		if len(b) < tlsHeaderBytes {
-			return true
-		}
-		n := tlsHeaderBytes + int(b[3])<<8 + int(b[4])
-		b = b[min(n, len(b)):]
-	}
-	return true
-}
-
-// announcesContent says that a request has a body, or seems to.
-func announcesContent(head []byte) bool {
-	for len(head) > 0 {
-		var line []byte
-		line, head, _ = bytes.Cut(head, []byte("\n"))
-		name, value, _ := bytes.Cut(line, []byte(":"))
-		name = bytes.TrimSpace(name)
-		if bytes.EqualFold(name, []byte("Transfer-Encoding")) ||
-			bytes.EqualFold(name, []byte("Content-Length")) && string(bytes.TrimSpace(value)) != "0" {
-			return true
-		}
-	}
-	return false
 }
 
 type appKey struct{}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -34,49 +35,6 @@ func helloBytes(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	return buf[:n]
-}
-
-func TestSafeToRepeat(t *testing.T) {
-	hello := helloBytes(t)
-	for _, b := range [][]byte{
-		hello, hello[:len(hello)-1], hello[:6], []byte(getHead), []byte("HEAD / HTTP/1.0\n\n"),
-		[]byte("OPTIONS * HTTP/1.1\r\nContent-Length: 0\r\n\r\n"), append(bytes.Clone(hello), 22, 3),
-	} {
-		if !SafeToRepeat(b) {
-			t.Errorf("%.40q is not safe", b)
-		}
-	}
-	for _, b := range [][]byte{
-		nil, {22}, {22, 3, 1, 0, 1, 2}, hello[1:], append(bytes.Clone(hello), 23, 3, 3, 0, 1, 0), // 0-RTT
-		[]byte("POST / HTTP/1.1\r\n\r\n"), []byte("GET / HTTP/1.1\r\n"), []byte(getHead + "x"), []byte(getHead + getHead),
-		[]byte("GET / HTTP/1.1\r\ncontent-length: 1\r\n\r\n"), []byte("GET / HTTP/1.1\r\nTransfer-Encoding : chunked\r\n\r\n"),
-		[]byte("SSH-2.0-x\r\n"), []byte("GETX / HTTP/1.1\r\n\r\n"), {5, 1, 0}, {22, 3, 1, 0, 1},
-	} {
-		if SafeToRepeat(b) {
-			t.Errorf("%.60q is safe", b)
-		}
-	}
-	if n := testing.AllocsPerRun(100, func() { SafeToRepeat(hello); SafeToRepeat([]byte(getHead)) }); n != 0 && !underRace {
-		t.Errorf("%v allocations", n)
-	}
-}
-
-func FuzzSafeToRepeat(f *testing.F) {
-	f.Add([]byte(getHead))
-	f.Add(helloBytes(f))
-	f.Add([]byte("OPTIONS * HTTP/1.1\nContent-Length:0\n\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if !SafeToRepeat(b) || b[0] == tlsHandshake {
-			return
-		}
-		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(b)))
-		if err != nil {
-			return // a server refuses it, each time
-		}
-		if r.Method != "GET" && r.Method != "HEAD" && r.Method != "OPTIONS" || r.ContentLength > 0 || len(r.TransferEncoding) > 0 {
-			t.Fatalf("%q has content: %s %d", b, r.Method, r.ContentLength)
-		}
-	})
 }
 
 // habit is what a proxy does with early bytes.
@@ -162,6 +120,12 @@ func getFrom(t *testing.T, u *Upstream, target flow.Target) Trace {
 	return tr
 }
 
+// settles waits for the verdict, and the end of the probe that led to it.
+func settles(t *testing.T, u *Upstream, want Verdict) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("no verdict %v", want), func() bool { return u.Early() == want && !u.prover.probing.Load() })
+}
+
 func TestVerdictOnEarlyData(t *testing.T) {
 	for name, c := range map[string]struct {
 		habit habit
@@ -184,8 +148,11 @@ func TestVerdictOnEarlyData(t *testing.T) {
 			if !u.WantsEarly(target) || u.WantsEarly(flow.Target{Addr: netip.IPv6Loopback(), Port: 80}) {
 				t.Error("does not want to know, or for IPv6 without a name")
 			}
-			get(t, u)
-			if u.Early() != c.want || told.Load() != 1 || u.WantsEarly(target) != (c.want == EarlyCarries) {
+			if tr := get(t, u); tr.Early {
+				t.Errorf("the first flow found out itself: %+v", tr)
+			}
+			settles(t, u, c.want)
+			if told.Load() != 1 || u.WantsEarly(target) != (c.want == EarlyCarries) {
 				t.Fatalf("%v, told %d times", u.Early(), told.Load())
 			}
 			n := early.Load()
@@ -214,25 +181,22 @@ func TestVerdictChanges(t *testing.T) {
 	u := open(t, "http://"+serve(t, habitual(&h, webServer(t), &early)).String(), nil, Options{})
 	u.SetEarly(EarlyCarries)
 	get(t, u)
-	get(t, u)
+	settles(t, u, EarlyCarries)
 	h.Store(int32(hangsUp))
 	for i := 0; u.Early() == EarlyCarries; i++ {
-		if i > 5 {
+		if i > auditEvery+maxDisproved+2 {
 			t.Fatal("not found out")
 		}
 		get(t, u)
+		eventually(t, "no end of a probe", func() bool { return !u.prover.probing.Load() })
 	}
 	u.prover.notYet.Store(0)
 	get(t, u)
-	if u.Early() != EarlyRefuses {
-		t.Errorf("%v", u.Early())
-	}
+	settles(t, u, EarlyRefuses)
 	h.Store(int32(carriesEarly)) // hours later
 	u.prover.notYet.Store(0)
 	get(t, u)
-	if u.Early() != EarlyCarries {
-		t.Errorf("%v", u.Early())
-	}
+	settles(t, u, EarlyCarries)
 }
 
 // TestEarlyRefusedTarget: the error is the same in both orders, and says
@@ -250,21 +214,36 @@ func TestEarlyRefusedTarget(t *testing.T) {
 	}
 }
 
-// TestSlowTargetIsNoVerdict: a target that takes its time says nothing, and
-// gets its connection.
-func TestSlowTargetIsNoVerdict(t *testing.T) {
-	t.Parallel()
-	var h, early, requests atomic.Int32
-	server := serve(t, func(c *net.TCPConn) {
-		_, _ = http.ReadRequest(bufio.NewReader(c))
-		requests.Add(1)
-		time.Sleep(earlySilence + 700*time.Millisecond)
-		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\na.exa")
-	}).String()
-	u := open(t, "http://"+serve(t, habitual(&h, server, &early)).String(), nil, Options{})
-	get(t, u)
-	if u.Early() == EarlyRefuses {
-		t.Error("taken for a refusal")
+// TestNoRequestTwice: a target that takes its time gets each request once, with
+// early data and without, unknown or known, and its answer is not lost. It says
+// nothing about the proxy.
+func TestNoRequestTwice(t *testing.T) {
+	for _, v := range []Verdict{EarlyUnknown, EarlyCarries, EarlyRefuses} {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			var h, early, requests atomic.Int32
+			server := serve(t, func(c *net.TCPConn) {
+				r, err := http.ReadRequest(bufio.NewReader(c))
+				if err != nil {
+					return
+				}
+				if r.Method == "GET" {
+					requests.Add(1)
+				}
+				time.Sleep(2500 * time.Millisecond)
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\na.exa")
+			}).String()
+			u := open(t, "http://"+serve(t, habitual(&h, server, &early)).String(), nil, Options{})
+			u.SetEarly(v)
+			get(t, u)
+			if n := requests.Load(); n != 1 {
+				t.Errorf("the request reached the target %d times", n)
+			}
+			if v == EarlyUnknown {
+				v = EarlyCarries
+			}
+			settles(t, u, v)
+		})
 	}
 }
 

@@ -26,7 +26,8 @@ const (
 //	  │           ├─ the endpoint's fault ─► Report ─► Next, at once
 //	  └───────────┴─ the provider's answer ─► React ─► once more, perhaps as another identity
 //
-// First bytes that are not safe to send twice leave when the choice is made.
+// First bytes that have not left ahead leave when the choice is made. While
+// those of a GET are out with one member, no other is tried: see repeat.
 type group struct {
 	name    string
 	r       *resolve.Resolver
@@ -69,11 +70,7 @@ type tryout struct {
 
 // open implements protocol.
 func (g *group) open(ctx context.Context, a ask) (flow.StreamConn, error) {
-	safe := SafeToRepeat(a.early)
-	early := a.early
-	if !safe {
-		a.early = nil
-	}
+	a.late = true
 	d := &groupDial{g: g, a: a, key: resolve.Key{App: appOf(ctx), Domain: a.t.Host()}, done: make(chan *tryout, groupTries)}
 	won, err := d.run(ctx)
 	if err != nil {
@@ -84,8 +81,8 @@ func (g *group) open(ctx context.Context, a ask) (flow.StreamConn, error) {
 	*tr = won.trace
 	tr.Pick = took
 	tr.Wait += max(wait, 0) // for others, before
-	if !safe {
-		if err := writeEarly(ctx, won.c, early); err != nil {
+	if !won.trace.Early {
+		if err := writeEarly(ctx, won.c, a.early); err != nil {
 			return nil, err
 		}
 	}

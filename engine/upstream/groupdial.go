@@ -21,6 +21,7 @@ type groupDial struct {
 	tried   []*resolve.Endpoint
 	running int
 	again   bool // a provider's answer has led to another try already
+	beside  bool // more than one member is being tried: a.once is taken, by nobody
 	done    chan *tryout
 }
 
@@ -60,7 +61,7 @@ func (d *groupDial) run(ctx context.Context) (*tryout, error) {
 				timer.Reset(d.start(ctx, next))
 			}
 		case <-timer.C:
-			if len(d.tried) >= groupTries {
+			if len(d.tried) >= groupTries || !d.mayHedge() {
 				continue
 			}
 			if next, err := d.other(); err == nil {
@@ -86,11 +87,23 @@ func (d *groupDial) drain(won *tryout) {
 	}
 }
 
+// mayHedge says that another member may be tried beside those that are, and
+// keeps all of them from sending ahead what may be on one way only.
+func (d *groupDial) mayHedge() bool {
+	if !d.beside && repeatOf(d.a.early) == afterFailure {
+		d.beside = d.a.once.take()
+		return d.beside
+	}
+	return true
+}
+
 // start dials by e and says how long to wait before another is tried too.
 func (d *groupDial) start(ctx context.Context, e *resolve.Endpoint) (hedge time.Duration) {
 	d.tried = append(d.tried, e)
 	d.g.r.Begin(e)
-	d.running++
+	if d.running++; d.running == 1 && repeatOf(d.a.early) == afterFailure {
+		d.a.once, d.beside = new(once), false
+	}
 	at := &tryout{e: e, began: time.Now()}
 	if at.m, at.err = d.g.members.get(e); at.err != nil {
 		d.done <- at

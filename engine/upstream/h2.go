@@ -65,6 +65,7 @@ type patience struct{ tls, connect time.Duration }
 type tunnelRequest struct {
 	authority string
 	early     []byte
+	alone     bool // no other session may be asked as long as this one may answer
 	fields    []hpack.HeaderField
 }
 
@@ -76,14 +77,19 @@ func (p *sessions) connect(ctx context.Context, a ask, limit patience) (flow.Str
 	if auth := basicAuth(*a.spec); auth != "" {
 		r.fields = []hpack.HeaderField{{Name: "proxy-authorization", Value: auth, Sensitive: true}}
 	}
-	if a.ahead {
-		r.early, a.early = a.early, nil
-	}
 	var last error
 	for try := range h2Attempts {
 		session, c, err := p.pick(ctx, limit.tls, nil)
 		if err != nil || c != nil {
 			return nil, c, err
+		}
+		if a.alone() && !serves(session) {
+			a.ahead = false
+		}
+		if r.early, r.alone = nil, false; a.ahead {
+			if a.goAhead(); a.ahead {
+				r.early, r.alone = a.early, a.alone()
+			}
 		}
 		begin := time.Now()
 		bounded, cancel := context.WithTimeoutCause(ctx, limit.connect, errSilent)
@@ -97,8 +103,8 @@ func (p *sessions) connect(ctx context.Context, a ask, limit patience) (flow.Str
 				wait(ctx, h2RefusedWait<<try)
 			}
 			continue
-		case errors.Is(err, syscall.ECONNRESET) && len(r.early) > 0: // perhaps because of that
-			a.early, r.early, tr.refused, last = r.early, nil, true, err
+		case errors.Is(err, syscall.ECONNRESET) && a.ahead: // perhaps because of that
+			a.ahead, tr.refused, last = false, true, err
 			continue
 		case errors.Is(err, errSilent), errors.Is(err, context.DeadlineExceeded):
 			return nil, nil, fault(Timeout, fmt.Errorf("CONNECT: %w", errSilent), "the proxy is overloaded")
@@ -107,9 +113,10 @@ func (p *sessions) connect(ctx context.Context, a ask, limit patience) (flow.Str
 		case st == nil:
 			return nil, nil, replyOf(answer).judge()
 		}
-		tr.Early = len(r.early) > 0
-		if err := writeEarly(ctx, st, a.early); err != nil {
-			return nil, nil, err
+		if tr.Early = a.ahead; !a.ahead && !a.late {
+			if err := writeEarly(ctx, st, a.early); err != nil {
+				return nil, nil, err
+			}
 		}
 		return st, nil, nil
 	}

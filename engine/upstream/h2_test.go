@@ -252,7 +252,7 @@ func TestH2SlowTarget(t *testing.T) {
 // are, once.
 func TestH2EarlyExact(t *testing.T) {
 	request := []byte("GET / HTTP/1.1\r\nHost: x\r\nX: " + string(bytes.Repeat([]byte("y"), 3000)) + "\r\n\r\n")
-	arrived := make(chan []byte, 1)
+	arrived := make(chan []byte, 8)
 	p := &h2Peer{
 		onRequest: func(*h2PeerConn, uint32, int) bool { return false },
 		onData: func(c *h2PeerConn, id uint32, b []byte) { // only now it answers

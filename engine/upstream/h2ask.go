@@ -39,12 +39,19 @@ func (p *sessions) ask(ctx context.Context, s *h2.Session, r tunnelRequest) (*h2
 		case <-timer.C:
 		}
 		// Alone in a live session, only the target can be slow.
-		if served, record := s.Answered(); served > 0 || stale {
+		if served, record := s.Answered(); !r.alone && (served > 0 || stale) {
 			h := &hedge{p: p, r: r, asked: map[*h2.Session]bool{s: true}, served: served, record: record}
 			return h.run(ctx, s, st)
 		}
 		timer.Reset(hedgeAfter(s, stale))
 	}
+}
+
+// serves says that s will take up one more request at once, so that no other
+// session need be asked: it is alive, and has served as many before.
+func serves(s *h2.Session) bool {
+	served, record := s.Answered()
+	return s.Load().Quiet <= h2Stale && (served == 0 || !record)
 }
 
 // hedgeAfter is how long an answer may take.

@@ -38,8 +38,23 @@ type ask struct {
 	spec  *Spec // whose credentials the request holds
 	t     flow.Target
 	early []byte
-	ahead bool // early leaves with the request
+	ahead bool  // early leaves with the request
+	late  bool  // else the caller sends it, not who opens the tunnel
+	once  *once // to be taken before early leaves ahead; nil: it is the caller's
 }
+
+// goAhead takes what a needs to send early ahead, or gives that up.
+func (a *ask) goAhead() {
+	if !a.ahead || a.once == nil {
+		return
+	}
+	if a.ahead = a.once.take(); a.ahead {
+		a.once = nil
+	}
+}
+
+// alone says that nothing else may be tried as long as this may succeed.
+func (a *ask) alone() bool { return a.ahead && repeatOf(a.early) != always }
 
 // tunnel gives a connection to a.t on which a.early has been sent. Whether it
 // left with the request is in the trace: at the last it does not. w is a
@@ -49,7 +64,7 @@ func (l *line) tunnel(ctx context.Context, w *warm, a ask) (flow.StreamConn, err
 	if err != nil {
 		return nil, err
 	}
-	if !k.a.ahead { // only now: of two talks, one is chosen
+	if !k.a.ahead && !a.late { // only now: of two talks, one is chosen
 		if err := writeEarly(ctx, k.w.conn, a.early); err != nil {
 			return nil, err
 		}
@@ -68,6 +83,7 @@ func (l *line) talk(ctx context.Context, w *warm, a ask) (*talk, error) {
 				return nil, err
 			}
 		}
+		a.goAhead()
 		k, err := l.try(ctx, w, a)
 		k.note(tr, time.Since(begin))
 		w = nil
@@ -96,9 +112,13 @@ func maybeOrder(k *talk, err error) bool {
 	return !k.answered() && !isTimeout(err) || errors.As(err, &e) && e.Kind == Protocol
 }
 
-// try makes the request on w, and on a new connection too if w was idle and
-// keeps silent for longer than this proxy does. The talk is the one that
-// ended it; on error its connection is closed.
+// errUnheard is why a connection is given up that was idle.
+var errUnheard = errors.New("the proxy's system has not acknowledged the request")
+
+// try makes the request on w. If w was idle and keeps silent for longer than
+// this proxy does, it makes it on a new connection too; but where that would
+// repeat what must not be, w is given up if it is dead, or waited for. The talk
+// is the one that ended it; on error its connection is closed.
 func (l *line) try(ctx context.Context, w *warm, a ask) (*talk, error) {
 	k := l.begin(ctx, w, a)
 	limit := handshakeTimeout
@@ -110,7 +130,14 @@ func (l *line) try(ctx context.Context, w *warm, a ask) (*talk, error) {
 		err = k.await(limit)
 	}
 	if err != nil && w.pooled && !k.answered() && isTimeout(err) && ctx.Err() == nil {
-		return l.second(ctx, k, a)
+		switch {
+		case !a.alone():
+			return l.second(ctx, k, a)
+		case unacknowledged(w.tcp):
+			err = errUnheard
+		default:
+			err = k.await(handshakeTimeout)
+		}
 	}
 	return k, k.end(err)
 }

@@ -177,6 +177,12 @@ func (ms *members) newMember(e *resolve.Endpoint) (*member, error) {
 	g := ms.gateLocked(s)
 	u := &Upstream{spec: s, streams: g.streams, prover: g.prover}
 	m := &member{Upstream: u, gate: g, own: g.streams == nil}
+	u.hold = func() func() {
+		ms.mu.Lock()
+		m.users++
+		ms.mu.Unlock()
+		return func() { ms.release(m) }
+	}
 	if m.own {
 		o := ms.opts
 		if e.OneShot {
@@ -263,7 +269,14 @@ func (ms *members) flush(again bool) {
 func (ms *members) close() {
 	ms.mu.Lock()
 	ms.closed = true
+	provers := make([]*prover, 0, len(ms.gates))
+	for _, g := range ms.gates {
+		provers = append(provers, g.prover)
+	}
 	ms.mu.Unlock()
+	for _, p := range provers {
+		p.close()
+	}
 	ms.each(func(p protocol, _ *counters) { p.close() })
 }
 

@@ -3,29 +3,32 @@ package upstream
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 const (
-	auditEvery   = 64               // early flows, of which one is watched again
-	maxDisproved = 3                // watched flows in a row that contradict what was seen to work
+	auditEvery   = 64               // early flows, beside one of which the proxy is asked again
+	maxDisproved = 3                // probes in a row that contradict what was seen to work
 	firstPause   = time.Second      // before another try where one told nothing, doubling …
 	lastPause    = 5 * time.Minute  // … up to this
 	firstRefusal = 10 * time.Minute // that a proxy which does not carry them is left alone, doubling …
 	lastRefusal  = 6 * time.Hour    // … up to this
+
+	earlySilence  = time.Second     // of a probe's bytes that went ahead, after which they are sent in the plain order too
+	answerSilence = 6 * time.Second // after which an answer to either is not waited for any more
+	questionBytes = 4 << 10         // of what is asked of a web server, at least
 )
 
-// prover holds what is known about a proxy and early data, and finds it out on
-// flows whose first bytes are safe to send twice.
+// prover holds what is known about a proxy and early data, and finds it out by
+// tunnels of its own beside flows, to where these go: never with a request of
+// an app, which a proxy could lose or a slow answer have repeated.
 //
-//	Unknown ─ a flow proves it: ServerHello, HTTP answer ─► Carries ─ 1 in 64 is watched
+//	Unknown ─ a probe's bytes are answered ─► Carries ─ asked again beside 1 flow in 64
 //	   ▲  └── lost, while the plain order works ─► Refuses     │
 //	   └───────────────── after minutes to hours ────┘         │
 //	   └───────────────── 3 in a row that contradict it ───────┘
@@ -33,19 +36,23 @@ type prover struct {
 	changed func() // told of a new verdict; may be nil
 	off     bool   // never
 	verdict atomic.Uint32
-	proving atomic.Bool   // by a flow, now
-	notYet  atomic.Int64  // Unix ns: no proof before
+	probing atomic.Bool   // now
+	notYet  atomic.Int64  // Unix ns: no probe before
 	proven  atomic.Int64  // bytes that were carried
-	doubt   atomic.Bool   // the next flow is watched
+	doubt   atomic.Bool   // the next flow has the proxy asked again
 	flows   atomic.Uint64 // early ones
 
 	mu        sync.Mutex
-	disproved int           // guarded by mu; in a row
-	pause     time.Duration // guarded by mu
-	refusal   time.Duration // guarded by mu
+	disproved int                // guarded by mu; in a row
+	pause     time.Duration      // guarded by mu
+	refusal   time.Duration      // guarded by mu
+	cancel    context.CancelFunc // guarded by mu; ends the probe under way, nil before the first
+	closed    bool               // guarded by mu
+	work      sync.WaitGroup     // the probe
 }
 
-// wants says that a flow may send early.
+// wants says that a flow may send early, or that the proxy is to be asked
+// beside it.
 func (p *prover) wants() bool {
 	if p.off {
 		return false
@@ -53,34 +60,31 @@ func (p *prover) wants() bool {
 	if Verdict(p.verdict.Load()) == EarlyCarries {
 		return true
 	}
-	return !p.proving.Load() && time.Now().UnixNano() >= p.notYet.Load()
+	return !p.probing.Load() && time.Now().UnixNano() >= p.notYet.Load()
 }
 
-// order is how a flow sends its first bytes.
-type order uint8
+// choose says whether a flow's first bytes leave ahead, and whether the proxy
+// is to be asked once the flow has its tunnel; then spawn or fail must
+// follow.
+func (p *prover) choose(early []byte) (ahead, probe bool) {
+	if len(early) == 0 || !p.wants() || repeatOf(early) == never {
+		return false, false
+	}
+	ahead = Verdict(p.verdict.Load()) == EarlyCarries && int64(len(early)) <= p.proven.Load()
+	due := !ahead || p.flows.Add(1)%auditEvery == 0 || p.doubt.Load()
+	return ahead, due && p.probing.CompareAndSwap(false, true)
+}
 
-const (
-	plain   order = iota // after the proxy's answer
-	ahead                // with the request
-	proving              // ahead, and watched; proved or another end of it must be called
-)
-
-// choose takes part in the game for a flow with these first bytes.
-func (p *prover) choose(early []byte) order {
-	if len(early) == 0 || !p.wants() || !SafeToRepeat(early) {
-		return plain
+// believe takes over the verdict of an earlier run, and doubts it.
+func (p *prover) believe(v Verdict) {
+	switch v {
+	case EarlyRefuses:
+		p.notYet.Store(time.Now().Add(firstRefusal).UnixNano())
+	case EarlyCarries:
+		p.proven.Store(questionBytes)
+		p.doubt.Store(true)
 	}
-	carries := Verdict(p.verdict.Load()) == EarlyCarries
-	if carries && p.flows.Add(1)%auditEvery != 0 && int64(len(early)) <= p.proven.Load() && !p.doubt.Load() {
-		return ahead
-	}
-	if p.proving.CompareAndSwap(false, true) {
-		return proving
-	}
-	if carries {
-		return ahead
-	}
-	return plain
+	p.verdict.Store(uint32(v))
 }
 
 // set changes the verdict and tells.
@@ -119,7 +123,13 @@ func (p *prover) lost() {
 	p.set(EarlyRefuses)
 }
 
-// unclear notes that a proof told nothing.
+// fail ends what choose has begun: the flow has no tunnel.
+func (p *prover) fail() {
+	p.unclear()
+	p.probing.Store(false)
+}
+
+// unclear notes that a probe told nothing.
 func (p *prover) unclear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -133,7 +143,7 @@ func (p *prover) waitLocked() {
 	p.notYet.Store(time.Now().Add(p.pause).UnixNano())
 }
 
-// The answers that a watched flow can have.
+// The answers that a probe can have.
 type sign uint8
 
 const (
@@ -161,164 +171,122 @@ func signOf(b []byte) sign {
 	return proof
 }
 
-// watch waits for the first bytes of the answer on c. The connection that it
-// returns still holds them.
-func watch(ctx context.Context, c flow.StreamConn, limit time.Duration) (flow.StreamConn, sign) {
-	g := guardConn(ctx, c, limit)
+// hear waits for the first bytes that c's other end says, and closes c.
+func hear(ctx context.Context, c net.Conn) sign {
+	g := guardConn(ctx, c, answerSilence)
 	var b [16]byte
-	n, err := 0, error(nil)
-	if tcp, ok := c.(*net.TCPConn); ok && canPeek {
-		if n, err = newPeeker(tcp).peek(b[:]); n == 0 && err == nil {
-			err = io.EOF
-		}
-	} else if n, err = c.Read(b[:]); n > 0 {
-		c = &unread{StreamConn: c, head: bytes.Clone(b[:n])}
-	}
+	n, err := io.ReadAtLeast(c, b[:], len("HTTP/1.1 200"))
 	g.release()
+	_ = c.Close()
 	switch {
 	case n > 0:
-		return c, signOf(b[:n])
+		return signOf(b[:n])
 	case isTimeout(err):
-		return c, silent
+		return silent
 	}
-	return c, ended
+	return ended
 }
 
-// unread is a connection with bytes that were read and given back.
-type unread struct {
-	flow.StreamConn
-	head []byte // of one reader at a time
-}
-
-func (c *unread) Read(b []byte) (int, error) {
-	if len(c.head) == 0 {
-		return c.StreamConn.Read(b)
+// spawn asks the proxy beside a flow, which a describes; then it calls done.
+func (p *prover) spawn(streams protocol, a ask, done func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		done()
+		return
 	}
-	n := copy(b, c.head)
-	c.head = c.head[n:]
-	return n, nil
+	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	p.cancel = cancel
+	a = ask{spec: a.spec, t: a.t, early: question(a)}
+	p.work.Go(func() {
+		defer done()
+		defer p.probing.Store(false)
+		defer cancel()
+		p.probe(ctx, streams, a)
+	})
 }
 
-// SetLinger is that of the connection below, where it has one.
-func (c *unread) SetLinger(sec int) error {
-	if l, ok := c.StreamConn.(interface{ SetLinger(int) error }); ok {
-		return l.SetLinger(sec)
+// close ends a probe under way and waits for it. It is idempotent.
+func (p *prover) close() {
+	p.mu.Lock()
+	p.closed = true
+	if p.cancel != nil {
+		p.cancel()
 	}
-	return errors.ErrUnsupported
+	p.mu.Unlock()
+	p.work.Wait()
 }
 
-// prove dials with early ahead and watches what comes of it. The flow never
-// notices: where the answer is not what it should be, a second dial is made in
-// the plain order beside it, and the first true answer is the flow's.
-func (u *Upstream) prove(ctx context.Context, a ask) (flow.StreamConn, error) {
-	p := u.prover
-	defer p.proving.Store(false)
+// probe asks in both orders, the early one first.
+func (p *prover) probe(ctx context.Context, streams protocol, a ask) {
+	var tr Trace
 	a.ahead = true
-	c, err := u.streams.open(ctx, a)
-	if err != nil {
+	c, err := streams.open(WithTrace(ctx, &tr), a)
+	switch {
+	case err != nil:
 		p.unclear()
-		return nil, err
-	}
-	tr := traceOf(ctx)
-	if !tr.Early {
+		return
+	case !tr.Early:
+		_ = c.Close()
 		if tr.refused {
 			p.lost()
+		} else {
+			p.unclear()
 		}
-		return c, nil
+		return
 	}
-	c, sign := watch(ctx, c, earlySilence)
-	switch sign {
-	case proof:
-		p.carried(len(a.early))
-		return c, nil
-	case other: // it speaks, at least
-		p.unclear()
-		return c, nil
-	}
-	return u.compare(ctx, c, sign, a)
-}
-
-const (
-	earlySilence = time.Second     // on a watched flow, after which it is compared with a plain one
-	plainSilence = 5 * time.Second // on both, after which the plain one is the flow's
-)
-
-// watched is a stream that was watched.
-type watched struct {
-	c    flow.StreamConn // nil if it could not be opened
-	sign sign
-	err  error
-}
-
-// compare opens a second stream in the plain order and lets both go on; first
-// is the early one, as far as it has come.
-func (u *Upstream) compare(ctx context.Context, c flow.StreamConn, first sign, a ask) (flow.StreamConn, error) {
-	p := u.prover
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var tr Trace
-	late := make(chan watched, 1)
-	go func() {
-		a.ahead = false
-		d, err := u.streams.open(WithTrace(ctx, &tr), a)
-		w := watched{c: d, err: err}
-		if err == nil {
-			w.c, w.sign = watch(ctx, d, plainSilence)
-		}
-		late <- w
-	}()
-	early := make(chan watched, 1)
-	if first == silent {
-		go func() {
-			c, s := watch(ctx, c, plainSilence)
-			early <- watched{c: c, sign: s}
-		}()
-	} else {
-		early <- watched{c: c, sign: first}
-	}
-	var e, l watched
+	heard := make(chan sign, 1)
+	listening, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { heard <- hear(listening, c) }() // waited for below
+	timer := time.NewTimer(earlySilence)
+	defer timer.Stop()
 	select {
-	case e = <-early:
-		if e.sign == proof { // it was only slow
-			cancel()
-			if l = <-late; l.c != nil {
-				_ = l.c.Close()
-			}
+	case early := <-heard:
+		if early == proof {
 			p.carried(len(a.early))
-			return e.c, nil
+			return
 		}
-		l = <-late
-	case l = <-late:
-		if l.sign != silent {
-			cancel()
-		}
-		e = <-early
+		heard <- early
+	case <-timer.C:
 	}
-	return u.verdictOf(ctx, e, l, &tr)
+	a.ahead = false
+	late := ended
+	if c, err = streams.open(WithTrace(ctx, new(Trace)), a); err == nil {
+		late = hear(ctx, c)
+	}
+	stop() // a server that is only slow would have answered the first by now
+	p.judge(<-heard, late, len(a.early))
 }
 
-// verdictOf chooses between two streams of which the early one gave no proof.
-func (u *Upstream) verdictOf(ctx context.Context, e, l watched, tr *Trace) (flow.StreamConn, error) {
-	p := u.prover
+// judge compares what was answered to the same bytes in both orders.
+func (p *prover) judge(early, late sign, bytes int) {
 	switch {
-	case l.err != nil && (e.sign == ended || ctx.Err() != nil):
-		_ = e.c.Close()
-		p.unclear()
-		return nil, l.err
-	case l.err != nil, e.sign == proof && l.sign != proof:
-		if l.c != nil {
-			_ = l.c.Close()
-		}
-		p.unclear()
-		return e.c, nil
-	case l.sign == proof, l.sign != silent && l.sign != ended && (e.sign == silent || e.sign == ended):
+	case early == proof,
+		early == garbled && late == garbled: // the server would not have them in either order
+		p.carried(bytes)
+	case late == proof,
+		late == garbled && early != other,
+		late == other && (early == silent || early == ended):
 		p.lost()
 	default:
 		p.unclear()
 	}
-	_ = e.c.Close()
-	mine := traceOf(ctx)
-	mine.Dial, mine.TLS, mine.Connect = mine.Dial+tr.Dial, mine.TLS+tr.TLS, mine.Connect+tr.Connect
-	mine.Early, mine.Warm, mine.Reused = false, tr.Warm, tr.Reused
-	return l.c, nil
+}
+
+// question is what a server answers at once and that does nothing, no shorter
+// than a.early: a TLS greeting is one, and OPTIONS * is meant as one (RFC 9110
+// section 9.3.7).
+func question(a ask) []byte {
+	if repeatOf(a.early) == always {
+		return a.early
+	}
+	var b bytes.Buffer
+	b.WriteString("OPTIONS * HTTP/1.1\r\nHost: " + a.t.Host() + "\r\nConnection: close\r\n")
+	const name, end = "X-Padding: ", "\r\n"
+	for want := max(len(a.early), questionBytes); b.Len() < want; {
+		b.WriteString(name + strings.Repeat("x", 500) + end)
+	}
+	b.WriteString(end)
+	return b.Bytes()
 }

@@ -18,3 +18,15 @@ func limitUnsent(c *net.TCPConn, n int) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, n)
 	})
 }
+
+// unacknowledged says that the other end has not acknowledged all that was
+// written to c: after some round trips, that nobody is there.
+func unacknowledged(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	n := 0
+	err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return err != nil || n > 0
+}

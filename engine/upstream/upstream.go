@@ -102,6 +102,9 @@ type Upstream struct {
 	stats   counters
 	prover  *prover // of early data; nil if there is none
 	group   *group  // nil if it is one proxy
+
+	// hold keeps streams usable until release is called.
+	hold func() (release func())
 }
 
 // New makes the upstream that s describes; it opens nothing.
@@ -112,7 +115,7 @@ func New(s Spec, o Options) (*Upstream, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Upstream{spec: s}
+	u := &Upstream{spec: s, hold: func() func() { return func() {} }}
 	nd := &netDialer{opts: o}
 	switch s.Scheme {
 	case proxy.Direct:
@@ -168,6 +171,9 @@ func (u *Upstream) Rest() {
 // Close ends sessions that streams share, and with them their streams.
 // Connections of their own are the caller's. It is idempotent.
 func (u *Upstream) Close() error {
+	if u.prover != nil {
+		u.prover.close()
+	}
 	u.streams.close()
 	return nil
 }
@@ -201,20 +207,23 @@ func (u *Upstream) DialStream(ctx context.Context, t flow.Target, early []byte) 
 	return c, nil
 }
 
-// dial sends early in the order that the verdict allows.
+// dial sends early in the order that the verdict allows, and has the proxy
+// asked where there is none.
 func (u *Upstream) dial(ctx context.Context, a ask) (flow.StreamConn, error) {
 	if u.prover == nil {
 		return u.streams.open(ctx, a)
 	}
-	switch u.prover.choose(a.early) {
-	case proving:
-		return u.prove(ctx, a)
-	case ahead:
-		a.ahead = true
-	}
+	ahead, probe := u.prover.choose(a.early)
+	a.ahead = ahead
 	c, err := u.streams.open(ctx, a)
-	if a.ahead && err == nil && traceOf(ctx).refused {
+	if ahead && err == nil && traceOf(ctx).refused {
 		u.prover.lost()
+	}
+	switch {
+	case probe && err == nil:
+		u.prover.spawn(u.streams, a, u.hold())
+	case probe:
+		u.prover.fail()
 	}
 	return c, err
 }
