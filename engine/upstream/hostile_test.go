@@ -23,7 +23,12 @@ func TestMisbehavingProxies(t *testing.T) {
 		}
 	}
 	cut := func(s string) func(*net.TCPConn) {
-		return func(c *net.TCPConn) { c.Read(make([]byte, 1024)); io.WriteString(c, s) }
+		return func(c *net.TCPConn) {
+			c.Read(make([]byte, 1024))
+			io.WriteString(c, s)
+			c.CloseWrite() // a FIN, and no reset to what comes later
+			io.Copy(io.Discard, c)
+		}
 	}
 	endless := func(start, piece string) func(*net.TCPConn) {
 		return func(c *net.TCPConn) {
