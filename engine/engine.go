@@ -120,16 +120,15 @@ func New(opt Options) (*Engine, error) {
 	if e.rules, err = opt.Config.RuleSet(); err != nil {
 		return nil, err
 	}
-	e.names, err = newNames(opt.Config.DNS.Servers, opt.Host.Control, opt.Log)
+	e.names, err = newNames(opt.Config, opt.Host.Control, opt.Log)
 	if err != nil {
 		return nil, err
 	}
 	if e.ups, err = newUpstreams(opt.Config, opt.StateDir, upstream.Options{
-		Control: opt.Host.Control, Resolve: e.names.lookup, Log: opt.Log,
+		Control: opt.Host.Control, Resolve: e.names.lookup, ResolveTarget: e.names.lookupTarget, Log: opt.Log,
 	}); err != nil {
 		return nil, err
 	}
-	e.names.use(e.ups)
 	if e.dns, err = dns.New(dns.Options{
 		Mode:     opt.Config.DNS.Mode,
 		Fake4:    opt.Config.DNS.FakeRange,
@@ -137,10 +136,12 @@ func New(opt Options) (*Engine, error) {
 		File:     filepath.Join(opt.StateDir, "names"),
 		Exchange: e.names.exchange,
 		Local:    e.names.local,
+		Refuse:   e.names.refusesAnswer,
 		Log:      opt.Log,
 	}); err != nil {
 		return nil, err
 	}
+	e.names.use(e.ups, e.dns, e.rules)
 	e.flows = route.New(route.Options{
 		Rules:   e.rules,
 		Current: e.ups.current,

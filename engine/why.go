@@ -67,7 +67,7 @@ func (e *Engine) isLocal(name string, a netip.Addr) bool {
 	case dns.Loopback(name):
 		return true
 	}
-	return e.opt.Config.Protect.LAN && dns.Local(name)
+	return e.opt.Config.Protect.LAN && e.names.localName(name)
 }
 
 // carrier is the upstream that v leads to, nil if it is none.

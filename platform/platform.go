@@ -112,6 +112,12 @@ type NetChange struct {
 	Has4, Has6 bool
 	// DNS are the resolvers that the machine had (and would have without us).
 	DNS []netip.Addr
+	// Search are the domains that this network calls its own (resolv.conf(5),
+	// and what a resolver service has per link): those resolvers know the names
+	// below them, and others need not. They come from whoever runs the network.
+	Search []string
+	// Self are the addresses of this machine, but for loopback's and the TUN's.
+	Self []netip.Addr
 	// LAN are the private subnets that this machine is attached to (RFC 1918,
 	// RFC 4193, link-local; on-link, never a public range, never all of 10/8).
 	LAN []netip.Prefix

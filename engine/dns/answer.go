@@ -3,7 +3,9 @@ package dns
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -120,7 +122,7 @@ func (s *Server) route(m *dns.Msg) *dns.Msg {
 		r.Rcode = dns.RcodeRefused // meta types: transfers, TSIG …
 	case Loopback(name): // RFC 6761 section 6.3
 		address(r, q, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), negativeTTL)
-	case nowhere(name):
+	case Nowhere(name):
 		nothing(r, dns.RcodeNameError)
 	case q.Qtype == dns.TypePTR && s.pointer(r, q, name):
 	case s.isLocal(q) && s.opt.Local == nil:
@@ -216,28 +218,24 @@ func (s *Server) isLocal(q dns.Question) bool {
 			return false
 		}
 	}
-	if Local(name) {
+	if Local(name) || s.isSearched([]byte(name)) {
 		return true
 	}
 	a, ok := reverseAddr(name)
 	return ok && (a.IsPrivate() || a.IsLinkLocalUnicast())
 }
 
+// isSearched says whether a canonical name is of a domain of this network.
+func (s *Server) isSearched(name []byte) bool {
+	search := s.search.Load()
+	return search != nil && Below(name, *search)
+}
+
 // slow asks the servers, through the cache.
 func (s *Server) slow(ctx context.Context, q *request) []byte {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	ask := s.opt.Exchange
-	if q.local {
-		ask = s.opt.Local
-	}
-	r, err := s.cache.get(ctx, q, func(ctx context.Context) (*dns.Msg, error) {
-		r, err := exchange(ctx, ask, q.msg)
-		if err == nil && !q.local {
-			s.filter(r)
-		}
-		return r, err
-	})
+	r, err := s.cache.get(ctx, q, func(ctx context.Context) (*dns.Msg, error) { return s.ask(ctx, q) })
 	out := new(dns.Msg)
 	out.SetReply(q.msg)
 	out.RecursionAvailable = true
@@ -252,10 +250,24 @@ func (s *Server) slow(ctx context.Context, q *request) []byte {
 	}
 	out.Rcode, out.AuthenticatedData = r.Rcode&0xf, r.AuthenticatedData
 	out.Answer, out.Ns, out.Extra = r.Answer, r.Ns, withoutOPT(r.Extra)
-	if !q.local && s.opt.Mode == Real {
-		s.remember(out)
-	}
+	s.remember(out)
 	return pack(q.msg, out, q.limit)
+}
+
+// ask asks who can know the name.
+func (s *Server) ask(ctx context.Context, q *request) (*dns.Msg, error) {
+	if q.local {
+		r, err := exchange(ctx, s.opt.Local, q.msg)
+		// A search domain may be a public one, and no resolver of this network.
+		if !errors.Is(err, ErrNoSuchName) || !s.isSearched([]byte(canonical(q.msg.Question[0].Name))) {
+			return r, err
+		}
+	}
+	r, err := exchange(ctx, s.opt.Exchange, q.msg)
+	if err == nil {
+		s.filter(r)
+	}
+	return r, err
 }
 
 // exchange asks by a fresh query, and trusts only an answer to that one.
@@ -294,18 +306,50 @@ func answers(q, r *dns.Msg) bool {
 		strings.EqualFold(r.Question[0].Name, q.Question[0].Name)
 }
 
-// filter drops addresses that no public name may lead to: a page could reach
-// the user's own machines by them (DNS rebinding), or the fake range.
+// filter drops the addresses that Refuse says, and those in the fake range,
+// where somebody else's name may be.
 func (s *Server) filter(r *dns.Msg) {
-	kept := r.Answer[:0]
-	for _, rr := range r.Answer {
-		if a, ok := addrOf(rr); ok && (a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || s.fake.contains(a)) {
-			s.opt.Log.Debug("dns: dropped a private address of a public name", "name", rr.Header().Name, "addr", a)
-			continue
+	name := canonical(r.Question[0].Name)
+	refuses := func(a netip.Addr) bool {
+		a = a.Unmap()
+		refused := s.fake.contains(a) || s.opt.Refuse(name, a)
+		if refused {
+			s.opt.Log.Debug("dns: dropped an address of a public name", "name", name, "addr", a)
 		}
-		kept = append(kept, rr)
+		return refused
 	}
-	r.Answer = kept
+	for _, section := range []*[]dns.RR{&r.Answer, &r.Ns, &r.Extra} {
+		*section = slices.DeleteFunc(*section, func(rr dns.RR) bool {
+			a, ok := addrOf(rr)
+			return ok && refuses(a)
+		})
+		for _, rr := range *section {
+			switch rr := rr.(type) {
+			case *dns.HTTPS:
+				filterHints(&rr.SVCB, refuses)
+			case *dns.SVCB:
+				filterHints(rr, refuses)
+			}
+		}
+	}
+}
+
+// filterHints drops the hints of which refuses holds for one (RFC 9460 section
+// 7.3): apps then ask for the addresses.
+func filterHints(rr *dns.SVCB, refuses func(netip.Addr) bool) {
+	rr.Value = slices.DeleteFunc(rr.Value, func(kv dns.SVCBKeyValue) bool {
+		var hints []net.IP
+		switch kv := kv.(type) {
+		case *dns.SVCBIPv4Hint:
+			hints = kv.Hint
+		case *dns.SVCBIPv6Hint:
+			hints = kv.Hint
+		}
+		return slices.ContainsFunc(hints, func(ip net.IP) bool {
+			a, ok := netip.AddrFromSlice(ip)
+			return !ok || refuses(a)
+		})
+	})
 }
 
 func (s *Server) remember(r *dns.Msg) {

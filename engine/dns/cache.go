@@ -108,10 +108,14 @@ func (c *cache) get(ctx context.Context, q *request, ask func(context.Context) (
 		mine.err = ctx.Err()
 	}
 	c.mu.Lock()
-	delete(c.asked, key)
 	if err == nil {
 		mine.r = e.packed
-		c.store(key, e, lifetime(r))
+	}
+	if c.asked[key] == mine { // otherwise the network has changed meanwhile
+		delete(c.asked, key)
+		if err == nil {
+			c.store(key, e, lifetime(r))
+		}
 	}
 	c.mu.Unlock()
 	close(mine.done)
@@ -154,19 +158,19 @@ func skipName(packed []byte, off int) int {
 	return off + 1
 }
 
-// quick returns what is known, its age in seconds, and whether it is about a
-// local name; nil if nothing is. It does not allocate.
-func (c *cache) quick(q *question, now time.Time) (e *cached, age uint32, local bool) {
+// quick returns what is known, and its age in seconds; nil if nothing is. It
+// does not allocate.
+func (c *cache) quick(q *question, now time.Time) (e *cached, age uint32) {
 	c.mu.RLock()
 	e = c.known[cacheKey{string(q.canonical()), q.qtype, q.do, q.cd, false}]
 	if e == nil { // a question is about a local name or not: one of the two at most is there
-		e, local = c.known[cacheKey{string(q.canonical()), q.qtype, q.do, q.cd, true}], true
+		e = c.known[cacheKey{string(q.canonical()), q.qtype, q.do, q.cd, true}]
 	}
 	c.mu.RUnlock()
 	if e == nil || !now.Before(e.expires) {
-		return nil, 0, false
+		return nil, 0
 	}
-	return e, uint32(now.Sub(e.stored) / time.Second), local
+	return e, uint32(now.Sub(e.stored) / time.Second)
 }
 
 // store keeps an answer; the caller holds mu.
@@ -200,6 +204,15 @@ func (c *cache) drop(key cacheKey) {
 		c.bytes -= e.cost()
 		delete(c.known, key)
 	}
+}
+
+// clear forgets all answers, those that are still under way as well.
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.known)
+	clear(c.asked)
+	c.bytes = 0
 }
 
 // lifetime is how long an answer may be kept: the least TTL, or for a negative

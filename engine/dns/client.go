@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -22,9 +23,11 @@ const (
 	clientTimeout = 5 * time.Second
 	hedgeAfter    = time.Second // a silent server gets company after this
 	udpRetry      = time.Second
+	wholeTimeout  = 2 * time.Second // for an answer over TCP, when there is a cut one already
 	preferFor     = 5 * time.Minute // see preferred
 	maxIdleConns  = 4               // per TCP or TLS server
 	connIdle      = 20 * time.Second
+	plainFor      = 15 * time.Minute // a server that refused EDNS is asked without it
 )
 
 // ClientOptions of a Client.
@@ -61,6 +64,8 @@ type server struct {
 	tls     *tls.Config
 	url     string // https
 	http    *http.Client
+
+	plainUntil atomic.Int64 // Unix nanoseconds: the server has refused EDNS
 
 	mu     sync.Mutex
 	idle   []idleConn // guarded by mu

@@ -3,8 +3,8 @@
 //	app ─► HandlePackets / HandleStream ─► Answer
 //	                                        ├ what was asked before       quick, without decoding
 //	                                        ├ special names (RFC 6761 …)  here
-//	                                        ├ A, AAAA, HTTPS in fake-ip   fakeMap, no round trip
 //	                                        ├ local names                 Options.Local
+//	                                        ├ A, AAAA, HTTPS in fake-ip   fakeMap, no round trip
 //	                                        └ the rest                    cache ─► Options.Exchange
 //	flow to a fake address ─► Lookup ─► the name, for the upstream
 //
@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -73,7 +74,11 @@ type Options struct {
 	// with ErrNoSuchName where none of them can know such a name. Nil
 	// means that there are none.
 	Local func(ctx context.Context, query []byte) ([]byte, error)
-	Log   *slog.Logger
+	// Refuse says that no answer of Exchange may lead from name to an address:
+	// a page could reach the user's own machines by it (DNS rebinding). Nil
+	// means all addresses but public ones.
+	Refuse func(name string, a netip.Addr) bool
+	Log    *slog.Logger
 }
 
 // Server answers queries. It is safe for concurrent use.
@@ -82,8 +87,9 @@ type Server struct {
 	fake   *fakeMap
 	real   *memory
 	cache  *cache
-	noData []byte        // the records of a negative answer, packed
-	dirty  chan struct{} // of one: the mapping has changed
+	noData []byte                   // the records of a negative answer, packed
+	search atomic.Pointer[[]string] // the network's own domains; nil if there are none
+	dirty  chan struct{}            // of one: the mapping has changed
 	saveMu sync.Mutex
 
 	buffers sync.Pool // *[maxQueryBytes]byte
@@ -102,6 +108,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Exchange == nil {
 		return nil, errors.New("dns: Options.Exchange is missing")
+	}
+	if o.Refuse == nil {
+		o.Refuse = func(_ string, a netip.Addr) bool { return ScopeOf(a) != Public }
 	}
 	fake, err := newFakeMap(o.Fake4, o.Fake6)
 	if err != nil {
@@ -124,6 +133,17 @@ func New(o Options) (*Server, error) {
 		}
 	}
 	return s, nil
+}
+
+// SetNetwork tells that the machine is in another network, which has domains of
+// its own (canonical). What the former one has answered is forgotten.
+func (s *Server) SetNetwork(search []string) {
+	if len(search) == 0 {
+		s.search.Store(nil)
+	} else {
+		s.search.Store(&search)
+	}
+	s.cache.clear()
 }
 
 // Lookup tells which name an address stands for. fake says that the address is

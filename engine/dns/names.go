@@ -2,6 +2,7 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -10,18 +11,47 @@ import (
 func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
 
 // under says whether name is zone or below it.
-func under(name, zone string) bool {
-	return strings.HasSuffix(name, zone) && (len(name) == len(zone) || name[len(name)-len(zone)-1] == '.')
+func under[T string | []byte](name T, zone string) bool {
+	n := len(name) - len(zone)
+	return n >= 0 && string(name[n:]) == zone && (n == 0 || name[n-1] == '.')
 }
 
 // Loopback says whether a canonical name is this machine (RFC 6761 section 6.3).
 func Loopback(name string) bool { return under(name, "localhost") }
 
-// nowhere says whether a canonical name is not to exist.
-func nowhere(name string) bool {
+// Nowhere says whether a canonical name is not to exist, so that nobody is asked
+// for it.
+func Nowhere(name string) bool {
 	return under(name, "invalid") || under(name, "onion") || // RFC 6761 section 6.4, RFC 7686
 		under(name, "use-application-dns.net") || // so that browsers leave DNS to us
-		under(name, "resolver.arpa") // RFC 9462: and systems too
+		under(name, "resolver.arpa") || // RFC 9462: and systems too
+		// Whoever answers these becomes the proxy or the IPv6 router of all who
+		// ask: in a foreign network anybody (Microsoft's global query block list).
+		first(name) == "wpad" || first(name) == "isatap" ||
+		isNumber(last(name))
+}
+
+// first and last are labels of a name.
+func first(name string) string {
+	label, _, _ := strings.Cut(name, ".")
+	return label
+}
+
+func last(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+
+// isNumber says whether a name that ends in label is meant as an IPv4 address
+// (inet_aton(3); url.spec.whatwg.org, "ends in a number"): there is no such
+// top-level domain. Apps ask for 1.2.3.4 only by mistake, as "1.2.3.4.".
+func isNumber(label string) bool {
+	if hex, ok := strings.CutPrefix(label, "0x"); ok {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return label != "" && strings.Trim(label, "0123456789") == ""
+}
+
+// Below says whether a canonical name is one of the domains or below it.
+func Below[T string | []byte](name T, domains []string) bool {
+	return slices.ContainsFunc(domains, func(d string) bool { return under(name, d) })
 }
 
 // Local says whether only this machine's own network can know a canonical name

@@ -108,7 +108,7 @@ func (s *Server) load() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range entries {
-		if Loopback(e.name) || nowhere(e.name) || Local(e.name) {
+		if Loopback(e.name) || Nowhere(e.name) || Local(e.name) {
 			continue // an older version faked it
 		}
 		e.used = used

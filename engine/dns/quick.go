@@ -32,7 +32,8 @@ type question struct {
 // appends is byte for byte what the slow way answers. False means that only the
 // slow way can tell; dst is not changed then.
 //
-//	names with a fake address    are only those that route would fake again
+//	names with a fake address    are only those that route would fake again,
+//	                             unless the network calls them its own
 //	questions in the cache       are only those that route has no answer for
 //
 // So neither needs route's checks.
@@ -42,7 +43,7 @@ func (s *Server) quick(dst, query []byte, overTCP bool) ([]byte, bool) {
 		return dst, false
 	}
 	now := time.Now()
-	if s.opt.Mode == FakeIP {
+	if s.opt.Mode == FakeIP && !s.isSearched(q.canonical()) {
 		switch q.qtype {
 		case dns.TypeA, dns.TypeAAAA, dns.TypeHTTPS, dns.TypeSVCB:
 			if slot, ok := s.fake.known(q.canonical(), now); ok {
@@ -50,15 +51,13 @@ func (s *Server) quick(dst, query []byte, overTCP bool) ([]byte, bool) {
 			}
 		}
 	}
-	e, age, local := s.cache.quick(&q, now)
+	e, age := s.cache.quick(&q, now)
 	if e == nil || e.size+q.optBytes() > q.limit {
 		return dst, false
 	}
-	if !local && s.opt.Mode == Real {
-		for i := range e.addrs {
-			a := &e.addrs[i]
-			s.real.add(a.addr, e.name, time.Duration(a.ttl-min(a.ttl, age))*time.Second)
-		}
+	for i := range e.addrs {
+		a := &e.addrs[i]
+		s.real.add(a.addr, e.name, time.Duration(a.ttl-min(a.ttl, age))*time.Second)
 	}
 	out := q.appendHead(dst, e.packed[3]&0x2f, binary.BigEndian.Uint16(e.packed[6:]), binary.BigEndian.Uint16(e.packed[8:]), binary.BigEndian.Uint16(e.packed[10:]))
 	records := len(out)

@@ -15,25 +15,19 @@ import (
 )
 
 // exchange asks this server. The query gets an ID of its own on the wire; the
-// reply has that of q.
+// reply has that of q. A server that does not know EDNS is asked without it (RFC
+// 6891 section 7), and for a while at once.
 func (s *server) exchange(ctx context.Context, q *dns.Msg) ([]byte, error) {
 	wire := q.Copy()
-	wire.Id = dns.Id()
-	if s.scheme == "https" {
-		wire.Id = 0 // RFC 8484 section 4.1: so that caches can match
+	if time.Now().UnixNano() < s.plainUntil.Load() {
+		wire.Extra = withoutOPT(wire.Extra)
 	}
-	packed, err := wire.Pack()
-	if err != nil {
-		return nil, err
-	}
-	var reply []byte
-	switch s.scheme {
-	case "https":
-		reply, err = s.overHTTPS(ctx, wire, packed)
-	case "udp":
-		reply, err = s.overUDP(ctx, wire, packed)
-	default:
-		reply, err = s.overStream(ctx, wire, packed)
+	reply, err := s.exchangeOnce(ctx, wire)
+	if err == nil && wire.IsEdns0() != nil && refusesEDNS(reply) {
+		wire.Extra = withoutOPT(wire.Extra)
+		if reply, err = s.exchangeOnce(ctx, wire); err == nil && !refusesEDNS(reply) {
+			s.plainUntil.Store(time.Now().Add(plainFor).UnixNano())
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -42,10 +36,42 @@ func (s *server) exchange(ctx context.Context, q *dns.Msg) ([]byte, error) {
 	return reply, nil
 }
 
-// matches says whether a packed message is the reply to q.
+// refusesEDNS says whether a reply is what servers say that read EDNS as an
+// error: by the RFC FORMERR, in the wild others, too (RFC 8906 section 8). A
+// BADVERS is in an OPT record of theirs, so that they know it.
+func refusesEDNS(reply []byte) bool {
+	rcode := reply[3] & 0xf
+	return rcode == dns.RcodeFormatError || rcode == dns.RcodeNotImplemented
+}
+
+// exchangeOnce asks with wire as it is, but for the ID.
+func (s *server) exchangeOnce(ctx context.Context, wire *dns.Msg) ([]byte, error) {
+	wire.Id = dns.Id()
+	if s.scheme == "https" {
+		wire.Id = 0 // RFC 8484 section 4.1: so that caches can match
+	}
+	packed, err := wire.Pack()
+	if err != nil {
+		return nil, err
+	}
+	switch s.scheme {
+	case "https":
+		return s.overHTTPS(ctx, wire, packed)
+	case "udp":
+		return s.overUDP(ctx, wire, packed)
+	}
+	return s.overStream(ctx, wire, packed)
+}
+
+// matches says whether a packed message is the reply to q. A failure may come
+// without the question, from a server that did not understand it.
 func matches(q *dns.Msg, packed []byte) bool {
 	r := new(dns.Msg)
-	return len(packed) >= 12 && r.Unpack(packed) == nil && answers(q, r)
+	if len(packed) < headBytes || r.Unpack(packed) != nil {
+		return false
+	}
+	failed := r.Rcode != dns.RcodeSuccess && r.Rcode != dns.RcodeNameError
+	return answers(q, r) || failed && r.Response && r.Id == q.Id && len(r.Question) == 0
 }
 
 // overUDP sends the query again each second; it goes over to TCP if UDP cannot
@@ -80,12 +106,22 @@ func (s *server) overUDP(ctx context.Context, q *dns.Msg, packed []byte) ([]byte
 			if !matches(q, buf[:n]) {
 				continue // forged or late: the right one may still come
 			}
-			if buf[2]&0x02 != 0 {
-				return s.overStream(ctx, q, packed)
+			reply := bytes.Clone(buf[:n])
+			if reply[2]&0x02 != 0 {
+				if whole, err := s.wholeAnswer(ctx, q, packed); err == nil {
+					return whole, nil
+				} // what fits is better than nothing
 			}
-			return bytes.Clone(buf[:n]), nil
+			return reply, nil
 		}
 	}
+}
+
+// wholeAnswer asks over TCP what was too long for UDP. Some servers take no TCP.
+func (s *server) wholeAnswer(ctx context.Context, q *dns.Msg, packed []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, wholeTimeout)
+	defer cancel()
+	return s.overStream(ctx, q, packed)
 }
 
 // overStream asks over TCP or TLS, on a connection that is kept if there is

@@ -64,9 +64,10 @@ type Options struct {
 	// Control is called on every socket before it connects (net.Dialer.Control),
 	// to keep it out of the TUN. Nil: sockets are left as they are.
 	Control func(network, address string, c syscall.RawConn) error
-	// Resolve finds the addresses of upstreams' names and, when direct, of
-	// targets. Nil: the system's resolver.
+	// Resolve finds the addresses of upstreams' names. Nil: the system's resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	// ResolveTarget finds those of targets, when direct. Nil: Resolve.
+	ResolveTarget func(ctx context.Context, name string) ([]netip.Addr, error)
 	// EarlyChanged is told of a new verdict on early data, on the goroutine of
 	// the flow that led to it: it must not block. For a group, it is given what
 	// stands for the gateway: Spec and Early. Nil: nobody is told.
@@ -119,6 +120,9 @@ func New(s Spec, o Options) (*Upstream, error) {
 	nd := &netDialer{opts: o}
 	switch s.Scheme {
 	case proxy.Direct:
+		if o.ResolveTarget != nil {
+			nd.opts.Resolve = o.ResolveTarget
+		}
 		d := &direct{net: nd, stats: &u.stats}
 		u.streams, u.packets = d, packets{u, d}
 		return u, nil

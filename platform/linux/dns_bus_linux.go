@@ -71,6 +71,11 @@ type (
 		Domain      string
 		RoutingOnly bool
 	}
+	managerDomain struct {
+		Index       int32 // 0: of the service itself
+		Domain      string
+		RoutingOnly bool
+	}
 	managerDNS struct {
 		Index   int32
 		Family  int32
@@ -157,6 +162,27 @@ func resolvedPresent(bus string, o op) bool {
 		return nil
 	})
 	return present
+}
+
+// resolvedDomains are the domains of all links but except: those that names are
+// looked up in, and those whose names go to the link's servers only.
+func resolvedDomains(bus string, except int) (domains []string) {
+	_ = onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		if !hasOwner(ctx, conn, resolvedName) {
+			return nil
+		}
+		var all []managerDomain
+		if err := conn.Object(resolvedName, resolvedPath).StoreProperty(resolvedManager+".Domains", &all); err != nil {
+			return err
+		}
+		for _, d := range all {
+			if int(d.Index) != except || except == 0 {
+				domains = append(domains, d.Domain)
+			}
+		}
+		return nil
+	})
+	return domains
 }
 
 // NetworkManager writes resolv.conf from its connections, unless it has a

@@ -278,6 +278,14 @@ func (h *Host) watchResolvConf() (*os.File, error) {
 		f.Close()
 		return nil, err
 	}
+	// Where the file is a link, or systemd-resolved's, the servers and domains of
+	// the network are written elsewhere.
+	behind, _ := filepath.EvalSymlinks(h.system.resolvConf)
+	for _, path := range []string{behind, h.system.resolvedConf} {
+		if dir := filepath.Dir(path); path != "" && dir != filepath.Dir(h.system.resolvConf) && dir != "/run" { // where everybody writes
+			_, _ = unix.InotifyAddWatch(fd, dir, events)
+		}
+	}
 	if isMountPoint(h.system.resolvConf) {
 		_, _ = unix.InotifyAddWatch(fd, h.system.resolvConf, unix.IN_CLOSE_WRITE)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -69,6 +70,9 @@ func isResolvedStub(a netip.Addr) bool {
 // dnsInForce is the backend of the setting that is in force, so that the plan
 // does not change its mind because of what we wrote ourselves.
 func (h *Host) dnsInForce() dnsBackend {
+	if h.journal == nil {
+		return dnsNone
+	}
 	for _, e := range h.journal.pending {
 		if e.Op.Kind == opDNS {
 			return e.Op.Backend
@@ -298,6 +302,29 @@ func (h *Host) formerServers() []netip.Addr {
 	return slices.DeleteFunc(servers, func(a netip.Addr) bool {
 		return a.IsLoopback() || slices.Contains(h.cfg.DNS, a) || ownAddress(h.cfg, a)
 	})
+}
+
+// searchDomains are the domains in which this network looks names up, as
+// resolv.conf and systemd-resolved say. Where the file has none, glibc takes the
+// host's own (resolver(3)).
+func (h *Host) searchDomains() []string {
+	content := h.formerResolvConf()
+	domains := append(settings(content, "search"), settings(content, "domain")...)
+	if name, err := os.Hostname(); err == nil && len(domains) == 0 {
+		if _, domain, ok := strings.Cut(name, "."); ok {
+			domains = append(domains, domain)
+		}
+	}
+	if slices.ContainsFunc(nameservers(content), isResolvedStub) || h.dnsInForce() == dnsResolved {
+		index, _ := deviceIndex(h.cfg.TUN)
+		domains = append(domains, resolvedDomains(h.system.bus, index)...)
+	}
+	for i, d := range domains {
+		domains[i] = strings.ToLower(strings.Trim(d, "."))
+	}
+	slices.Sort(domains)
+	domains = slices.DeleteFunc(slices.Compact(domains), func(d string) bool { return d == "" })
+	return domains[:min(len(domains), maxSearch)]
 }
 
 func ownAddress(cfg platform.NetConfig, a netip.Addr) bool {

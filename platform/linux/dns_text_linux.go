@@ -38,6 +38,7 @@ const (
 	maxResolvConf = 64 << 10          // bytes of one that is not ours
 	maxOurs       = 4 * maxResolvConf // bytes of one that is: a mark is longer than the shortest line
 	maxServers    = 8
+	maxSearch     = 32 // domains
 )
 
 // withOurs is the file that names servers in place of those in former, and

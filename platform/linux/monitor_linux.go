@@ -249,5 +249,5 @@ func deliver(ch chan platform.NetChange, c platform.NetChange) {
 
 func sameChange(a, b platform.NetChange) bool {
 	return a.Up == b.Up && a.Interface == b.Interface && a.Has4 == b.Has4 && a.Has6 == b.Has6 &&
-		slices.Equal(a.DNS, b.DNS) && slices.Equal(a.LAN, b.LAN)
+		slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Search, b.Search) && slices.Equal(a.Self, b.Self) && slices.Equal(a.LAN, b.LAN)
 }

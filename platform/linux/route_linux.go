@@ -37,7 +37,7 @@ func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
 		h.lack("the kernel has no nftables: of connections that come in from outside, only TCP keeps its interface")
 	}
 	var err error
-	if f.LAN, err = attachedSubnets(cfg.TUN); err != nil {
+	if f.LAN, _, err = attached(cfg.TUN); err != nil {
 		return f, fmt.Errorf("list the attached subnets: %w", err)
 	}
 	for _, p := range f.LAN {
@@ -98,12 +98,12 @@ func (h *Host) strictRP(tun string) []string {
 	return names
 }
 
-// attachedSubnets lists the private subnets on the links of this machine,
-// sorted.
-func attachedSubnets(tun string) ([]netip.Prefix, error) {
+// attached lists the private subnets on the links of this machine, and its
+// addresses there, both sorted.
+func attached(tun string) (lan []netip.Prefix, self []netip.Addr, err error) {
 	links, err := netlink.LinkList()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	usable := make(map[int]bool, len(links))
 	for _, l := range links {
@@ -112,21 +112,27 @@ func attachedSubnets(tun string) ([]netip.Prefix, error) {
 	}
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var lan []netip.Prefix
 	for _, a := range addrs {
+		if !usable[a.LinkIndex] {
+			continue
+		}
+		if p := prefixOf(a.IPNet); p.IsValid() {
+			self = append(self, p.Addr())
+		}
 		onLink := a.IPNet
 		if a.Peer != nil {
 			onLink = a.Peer
 		}
-		if p, ok := physical.PrivateSubnet(prefixOf(onLink)); ok && usable[a.LinkIndex] {
+		if p, ok := physical.PrivateSubnet(prefixOf(onLink)); ok {
 			lan = append(lan, p)
 		}
 	}
 	slices.SortFunc(lan, netip.Prefix.Compare)
 	lan = slices.Compact(lan)
-	return lan[:min(len(lan), maxLAN)], nil
+	slices.SortFunc(self, netip.Addr.Compare)
+	return lan[:min(len(lan), maxLAN)], slices.Compact(self), nil
 }
 
 // prefixOf is n in the form of netip, invalid if it is not one.
@@ -193,12 +199,11 @@ func (h *Host) look() platform.NetChange {
 			c.Interface = l.Attrs().Name
 		}
 	}
-	lan, err := attachedSubnets(tun)
-	if err != nil {
+	var err error
+	if c.LAN, c.Self, err = attached(tun); err != nil {
 		h.log.Warn("cannot list the attached subnets", "error", err)
 	}
-	c.LAN = lan
-	c.DNS = h.formerServers()
+	c.DNS, c.Search = h.formerServers(), h.searchDomains()
 	return c
 }
 

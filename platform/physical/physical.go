@@ -36,7 +36,7 @@ func (n Network) Change(dns []netip.Addr) platform.NetChange {
 	c := platform.NetChange{
 		Up:   n.Default4 != 0 || n.Default6 != 0,
 		Has4: n.Default4 != 0, Has6: n.Default6 != 0,
-		DNS: dns, LAN: n.LAN(),
+		DNS: dns, LAN: n.LAN(), Self: n.self(),
 	}
 	index := n.Default4
 	if index == 0 {
@@ -48,6 +48,17 @@ func (n Network) Change(dns []netip.Addr) platform.NetChange {
 		}
 	}
 	return c
+}
+
+// self are the addresses of the links, sorted, each once.
+func (n Network) self() (addrs []netip.Addr) {
+	for _, l := range n.Links {
+		for _, p := range l.Addrs {
+			addrs = append(addrs, p.Addr())
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
 }
 
 // LAN returns the attached private and link-local subnets, sorted, each once.
