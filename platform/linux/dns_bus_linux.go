@@ -240,6 +240,14 @@ func setNetworkManager(bus string, o op) error {
 	})
 }
 
+// reloadNetworkManager makes it write resolv.conf again (flag DNS_RC of
+// org.freedesktop.NetworkManager.Reload, version 1.22 and later).
+func reloadNetworkManager(bus string) error {
+	return onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		return conn.Object(nmName, nmPath).CallWithContext(ctx, nmName+".Reload", 0, uint32(2)).Err
+	})
+}
+
 func texts(addrs []netip.Addr) []string {
 	var s []string
 	for _, a := range addrs {

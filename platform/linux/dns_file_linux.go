@@ -25,6 +25,7 @@ const (
 
 	tmpSuffix       = ".atlantic"
 	resolvconfLimit = 10 * time.Second
+	ownerPause      = time.Second     // for another program to write resolv.conf, when it may be doing so already
 	othersLimit     = 3 * time.Second // for another program to write resolv.conf, when it has been told
 )
 
@@ -325,17 +326,21 @@ func record(o op) []byte {
 	return b.Bytes()
 }
 
-// runResolvconf adds or deletes our record. The name begins with "tun", which
+// runResolvconf adds (-a) or deletes (-d) our record, or has the file written
+// again (-u). The name begins with "tun", which
 // Debian's interface-order puts first; -m 0 -x is openresolv's way to be the
 // only one (as wg-quick does; Debian's ignores it).
 func runResolvconf(path, action string, o op) error {
 	ctx, cancel := context.WithTimeout(context.Background(), resolvconfLimit)
 	defer cancel()
-	args := []string{action, "tun." + o.Dev}
+	args := []string{action}
 	var input []byte
-	if action == "-a" {
-		args = append(args, "-m", "0", "-x")
+	switch action {
+	case "-a":
+		args = append(args, "tun."+o.Dev, "-m", "0", "-x")
 		input = record(o)
+	case "-d":
+		args = append(args, "tun."+o.Dev)
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -105,10 +105,10 @@ func (h *Host) setDNS(o op) error {
 	switch o.Backend {
 	case dnsResolved:
 		return setResolved(h.system.bus, o)
-	case dnsNetworkManager:
-		return setNetworkManager(h.system.bus, o)
-	case dnsResolvconf:
-		return runResolvconf(h.resolvconfPath(), "-a", o)
+	case dnsNetworkManager, dnsResolvconf:
+		if err := h.tellOwner(o); err != nil || h.named(o) {
+			return err
+		} // it does not write this file, or not any more
 	}
 	err := putFile(h.system.resolvConf, withOurs(o.File, o.Servers))
 	if isReadOnly(err) {
@@ -118,6 +118,49 @@ func (h *Host) setDNS(o op) error {
 		return nil
 	}
 	return err
+}
+
+// tellOwner has the program that owns resolv.conf name us in it. Somebody may
+// have written the file meanwhile, and to the program nothing is new: it is then
+// told to write it again.
+func (h *Host) tellOwner(o op) error {
+	again := func() error { return runResolvconf(h.resolvconfPath(), "-u", o) }
+	var err error
+	if o.Backend == dnsNetworkManager {
+		again = func() error { return reloadNetworkManager(h.system.bus) }
+		err = setNetworkManager(h.system.bus, o)
+	} else {
+		err = runResolvconf(h.resolvconfPath(), "-a", o)
+	}
+	if err != nil || h.await(func() bool { return h.named(o) }, ownerPause) {
+		return err
+	}
+	if err := again(); err != nil {
+		h.log.Warn("the program that owns resolv.conf does not write it", "program", o.Backend, "error", err)
+	}
+	h.await(func() bool { return h.named(o) }, ownerPause)
+	return nil
+}
+
+// named tells whether apps ask us, by resolv.conf: first, or by way of the
+// resolver on this machine that NetworkManager may run.
+func (h *Host) named(o op) bool {
+	now, err := snapshotFile(h.system.resolvConf)
+	if err != nil {
+		return false
+	}
+	servers := nameservers(now.Content)
+	return len(servers) > 0 && (servers[0] == o.Servers[0] || o.Backend == dnsNetworkManager && servers[0].IsLoopback())
+}
+
+// await waits for cond, for a while, and tells whether it has come true.
+func (h *Host) await(cond func() bool, limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
 }
 
 // restoreDNS takes our setting back, and reports success only when resolv.conf
@@ -138,18 +181,9 @@ func (h *Host) restoreDNS(o op) error {
 		return err
 	}
 	if err == nil && o.Backend == dnsNetworkManager { // it writes a moment later
-		h.awaitOthersFile(o)
+		h.await(func() bool { return !h.named(o) }, othersLimit)
 	}
 	return errors.Join(err, h.freeResolvConf(o))
-}
-
-// awaitOthersFile waits until resolv.conf does not name us, for a while.
-func (h *Host) awaitOthersFile(o op) {
-	for deadline := time.Now().Add(othersLimit); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if now, err := snapshotFile(h.system.resolvConf); err != nil || !namesUs(now, o) {
-			return
-		}
-	}
 }
 
 // namesUs tells whether there is anything of o in a resolv.conf.
@@ -194,9 +228,9 @@ func (h *Host) dnsPresent(o op) (bool, error) {
 	case dnsResolved:
 		return resolvedPresent(h.system.bus, o), nil
 	case dnsNetworkManager:
-		return networkManagerPresent(h.system.bus, o), nil
-	case dnsResolvconf:
-		return true, nil // it keeps what it was told
+		return networkManagerPresent(h.system.bus, o) && (h.named(o) || !writable(h.system.resolvConf)), nil
+	case dnsResolvconf: // it keeps what it was told
+		return h.named(o) || !writable(h.system.resolvConf), nil
 	}
 	if o.File == nil {
 		return true, nil
@@ -254,7 +288,7 @@ func (h *Host) freeOthers(o op) error {
 	}
 	if networkManagerHas(h.system.bus, o) {
 		if err = errors.Join(err, revertNetworkManager(h.system.bus, o)); err == nil {
-			h.awaitOthersFile(o)
+			h.await(func() bool { return !h.named(o) }, othersLimit)
 		}
 	}
 	return err

@@ -11,12 +11,10 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// The real NetworkManager: it writes our server itself, nothing else does, and
-// its own comes back.
-func TestNetworkManager(t *testing.T) {
-	if !inDebian(t, "desktop") {
-		return
-	}
+// startNetworkManager runs the real one, and returns whether resolv.conf is what
+// it writes without us.
+func startNetworkManager(t *testing.T) (generated func() bool) {
+	t.Helper()
 	// Without systemd-resolved, with a connection that has a name server of its own.
 	writeFile(t, "/etc/NetworkManager/conf.d/test.conf", "[main]\ndns=default\nrc-manager=file\nno-auto-default=*\n")
 	connection := "/etc/NetworkManager/system-connections/eth0.nmconnection"
@@ -44,11 +42,21 @@ method=ignore
 	run(t, "ip", "addr", "flush", "dev", "eth0")
 	daemon(t, "NetworkManager", "--no-daemon")
 
-	generated := func() bool {
+	generated = func() bool {
 		b, _ := os.ReadFile("/etc/resolv.conf")
 		return strings.Contains(string(b), "NetworkManager") && slices.Equal(nameservers(b), []netip.Addr{netip.MustParseAddr("192.168.7.1")})
 	}
 	waitFor(t, "NetworkManager's resolv.conf", generated)
+	return generated
+}
+
+// The real NetworkManager: it writes our server itself, nothing else does, and
+// its own comes back.
+func TestNetworkManager(t *testing.T) {
+	if !inDebian(t, "desktop") {
+		return
+	}
+	generated := startNetworkManager(t)
 	before := read(t, "/etc/resolv.conf")
 	m := debianMachine(t)
 	h := m.open(t)
