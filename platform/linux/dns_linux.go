@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -344,7 +343,7 @@ func (h *Host) formerServers() []netip.Addr {
 func (h *Host) searchDomains() []string {
 	content := h.formerResolvConf()
 	domains := append(settings(content, "search"), settings(content, "domain")...)
-	if name, err := os.Hostname(); err == nil && len(domains) == 0 {
+	if name, err := h.system.hostname(); err == nil && len(domains) == 0 {
 		if _, domain, ok := strings.Cut(name, "."); ok {
 			domains = append(domains, domain)
 		}

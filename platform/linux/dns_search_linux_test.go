@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // The network's own domains are those of resolv.conf as it was, live, and where
@@ -15,13 +13,8 @@ func TestSearchDomains(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Sethostname([]byte("pc.office.example")); err != nil {
-		t.Fatal(err)
-	}
 	m := newMachine(t)
+	m.sys.hostname = func() (string, error) { return "pc.office.example", nil }
 	h := m.open(t)
 	is := func(when, want string) {
 		t.Helper()

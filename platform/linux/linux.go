@@ -65,6 +65,7 @@ type system struct {
 	resolvedConf string   // systemd-resolved's list of the real servers
 	resolvconf   []string // where a resolvconf program may be
 	bus          string   // D-Bus address; "" is the system bus
+	hostname     func() (string, error)
 	// fault, if set, is called before and after every single change, so that a
 	// test can kill the process there.
 	fault func()
@@ -76,6 +77,7 @@ func realSystem() system {
 		resolvConf:   "/etc/resolv.conf",
 		resolvedConf: "/run/systemd/resolve/resolv.conf",
 		resolvconf:   []string{"/usr/sbin/resolvconf", "/sbin/resolvconf", "/usr/bin/resolvconf"},
+		hostname:     os.Hostname,
 	}
 }
 

@@ -76,6 +76,7 @@ func crashMachine(dir string) machine {
 	return machine{dir: dir, sys: system{
 		resolvConf: filepath.Join(dir, "etc", "resolv.conf"),
 		bus:        "unix:path=" + filepath.Join(dir, "no-bus"),
+		hostname:   func() (string, error) { return "pc", nil },
 	}}
 }
 

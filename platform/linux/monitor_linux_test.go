@@ -56,8 +56,9 @@ func TestChangesAndLAN(t *testing.T) {
 	first := h.Uplink()
 	want := platform.NetChange{
 		Up: true, Interface: "eth0", Has4: true, Has6: true,
-		DNS: []netip.Addr{netip.MustParseAddr("192.168.7.1")},
-		LAN: []netip.Prefix{netip.MustParsePrefix("192.168.7.0/24"), netip.MustParsePrefix("fd00:7::/64")},
+		DNS:  []netip.Addr{netip.MustParseAddr("192.168.7.1")},
+		LAN:  []netip.Prefix{netip.MustParsePrefix("192.168.7.0/24"), netip.MustParsePrefix("fd00:7::/64")},
+		Self: []netip.Addr{netip.MustParseAddr("192.168.7.2"), netip.MustParseAddr("fd00:7::2"), netip.MustParseAddr("fe80::2")}, Search: []string{"lan.example"},
 	}
 	if !sameChange(first, want) {
 		t.Errorf("uplink %+v\nwant   %+v", first, want)

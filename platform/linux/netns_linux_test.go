@@ -71,6 +71,7 @@ func newMachine(t testing.TB) machine {
 		resolvConf:   filepath.Join(dir, "etc", "resolv.conf"),
 		resolvedConf: filepath.Join(dir, "run", "resolv.conf"),
 		bus:          "unix:path=" + filepath.Join(dir, "no-bus"),
+		hostname:     func() (string, error) { return "pc", nil },
 	}}
 	for _, d := range []string{"etc", "run"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
