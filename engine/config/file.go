@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/platform/paths"
@@ -114,6 +115,14 @@ type secret struct {
 	from  string // where value is read from; "" if it stands in the file
 }
 
+// hint is what to do about a file that others may read.
+func (s secret) hint(file string) string {
+	if strings.HasSuffix(s.path, ".password") {
+		return "chmod 600 " + file + `, or password = "file:/path"`
+	}
+	return "chmod 600 " + file
+}
+
 // secrets lists what is secret and set.
 func (c *Config) secrets() (out []secret) {
 	add := func(what, path string, value *proxy.Secret, from string) {
@@ -139,8 +148,7 @@ func (c *Config) secrets() (out []secret) {
 func (c *Config) open(src *source, mode fs.FileMode) error {
 	for _, s := range c.secrets() {
 		if s.from == "" {
-			return src.fail(s.path, "chmod 600 "+src.name+`, or password = "file:/path"`,
-				"%s stands in a file that others may read (mode %04o)", s.what, mode)
+			return src.fail(s.path, s.hint(src.name), "%s stands in a file that others may read (mode %04o)", s.what, mode)
 		}
 	}
 	return nil

@@ -104,7 +104,7 @@ func listSecret(s string) bool {
 	}
 	for part := range strings.SplitSeq(u.Path, "/") {
 		part = strings.TrimSuffix(part, filepath.Ext(part))
-		mixed := len(part) >= 6 && strings.ContainsAny(part, "0123456789") && strings.ToUpper(part) != strings.ToLower(part)
+		mixed := len(part) >= 8 && strings.ContainsAny(part, "0123456789") && strings.ToUpper(part) != strings.ToLower(part)
 		if len(part) >= 16 || mixed {
 			return true
 		}
