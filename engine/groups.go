@@ -2,15 +2,7 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"net"
-	"net/http"
-	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -113,21 +105,6 @@ func (us *upstreams) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// listClient reads lists past the TUN, as upstreams are reached: a list may be
-// where the only upstream comes from.
-func (us *upstreams) listClient() *http.Client {
-	return &http.Client{Timeout: fetchTimeout, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			t, err := parseTarget(address)
-			if err != nil {
-				return nil, err
-			}
-			return us.direct.DialStream(ctx, t, nil)
-		},
-	}}
-}
-
 // balanced is an upstream with a resolver behind it.
 type balanced struct {
 	name     string
@@ -150,9 +127,6 @@ func (b *balanced) gateway() {
 		b.scheme, b.address = all[0].Scheme, all[0].Address
 	}
 }
-
-// fetchTimeout bounds one reading of a list.
-const fetchTimeout = 30 * time.Second
 
 // sources makes the members that groups and providers are built of.
 type sources struct {
@@ -191,60 +165,6 @@ func (s *sources) of(name string, weight int) (resolve.Source, error) {
 		return resolve.Source{Account: a}, nil
 	}
 	return resolve.Source{}, fmt.Errorf("there is no upstream or provider %q", name)
-}
-
-// list is a subscription; what was read last outlives a restart.
-func (s *sources) list(p config.Provider) *resolve.List {
-	kept := filepath.Join(s.stateDir, "list-"+p.Name)
-	l := &resolve.List{
-		Name: p.Name, URL: p.URL, Scheme: p.Scheme, Every: p.Refresh, Fetch: s.fetch,
-		Save: func(list []byte) error { return config.WriteFileAtomic(kept, list, 0o600) },
-		Load: func() ([]byte, error) {
-			text, err := os.ReadFile(kept)
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil, nil // nothing was read yet
-			}
-			return text, err
-		},
-	}
-	if filepath.IsAbs(p.URL.Reveal()) {
-		l.Fetch = resolve.FetchFile
-	}
-	return l
-}
-
-// httpFetch reads lists over client, whose timeout covers the body too.
-func httpFetch(client *http.Client) resolve.Fetch {
-	return func(ctx context.Context, url, etag string) (io.ReadCloser, string, bool, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return nil, "", false, errors.New("its address cannot be read") // it may hold a token
-		}
-		if etag != "" {
-			req.Header.Set("If-None-Match", etag)
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return nil, "", false, withoutURL(err) // it may hold a token
-		}
-		switch resp.StatusCode {
-		case http.StatusOK:
-			return resp.Body, resp.Header.Get("ETag"), false, nil
-		case http.StatusNotModified:
-			resp.Body.Close()
-			return nil, etag, true, nil
-		}
-		resp.Body.Close()
-		return nil, "", false, fmt.Errorf("the server answered %s", resp.Status)
-	}
-}
-
-func withoutURL(err error) error {
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		return ue.Err
-	}
-	return err
 }
 
 // Sessions lists the exit identities in use.

@@ -92,7 +92,7 @@ func (e *Engine) start() {
 		// before anything on the machine changes. Once it has worked, traffic
 		// is caught first and held until the upstream answers.
 		if check && !proven {
-			if err := u.Check(ctx); err != nil {
+			if err := e.ups.check(ctx, u); err != nil {
 				return message{in: inFailed, err: err}
 			}
 		}
@@ -101,7 +101,7 @@ func (e *Engine) start() {
 			return message{in: inFailed, err: err}
 		}
 		if check && proven {
-			if err := u.Check(ctx); err != nil {
+			if err := e.ups.check(ctx, u); err != nil {
 				return message{in: inFailed, err: err, pipe: p}
 			}
 		}

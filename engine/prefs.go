@@ -63,7 +63,7 @@ func (e *Engine) setPrefs(m message) {
 		if staysUp && u != e.ups.current() {
 			sw := &upstreamSwitch{to: u, choice: *p.Upstream, on: p.On}
 			e.sw = e.spawn(func(ctx context.Context) message {
-				return message{sw: sw, err: u.Check(ctx), reply: m.reply}
+				return message{sw: sw, err: e.ups.check(ctx, u), reply: m.reply}
 			})
 			return
 		}

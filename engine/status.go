@@ -93,6 +93,7 @@ func (e *Engine) warnings(s *snapshot) []string {
 	if st := e.ups.current().Stats(); s.state == api.On && st.Failures >= manyFailures {
 		all = append(all, fmt.Sprintf("the last %d connections have failed: %s", st.Failures, st.Error))
 	}
+	all = append(all, e.ups.listWarnings()...)
 	if s.warning != "" {
 		all = append(all, s.warning)
 	}

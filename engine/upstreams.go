@@ -172,7 +172,7 @@ func (us *upstreams) find(choice string) (*upstream.Upstream, error) {
 // unknown is the error for a name that nothing has. It quotes nothing else: a URL
 // that lacks its scheme may have a password.
 func (us *upstreams) unknown(name string) *api.Error {
-	e := &api.Error{Code: api.ErrUnknownName, Message: "there is no upstream of that name",
+	e := &api.Error{Code: api.ErrUnknownName, Message: "there is no upstream named like that",
 		Hint: "known: " + strings.Join(us.names(), ", ") + "; or give a URL such as socks5://user:password@host:1080"}
 	if config.IsName(name) {
 		e.Message = fmt.Sprintf("there is no upstream named %q", name)
@@ -238,7 +238,7 @@ func (us *upstreams) snapshot() api.Upstreams {
 	for _, u := range all {
 		a := us.describe(u)
 		if b := us.balancedOf(a.Name); b != nil && b.up == u {
-			a.Endpoints = b.endpoints()
+			a.Endpoints, a.Lists = b.endpoints(), b.listInfos()
 		}
 		a.InUse = u == cur
 		out.Upstreams = append(out.Upstreams, a)

@@ -46,6 +46,7 @@ func (a *app) printUpstreams(ups api.Upstreams) {
 		}
 		rows = append(rows, []string{mark, u.Name, u.Scheme, u.Address, millis(u.RTTms), udp, earlyText(u.Early), strconv.Itoa(u.Warm),
 			strconv.FormatUint(u.Flows, 10), trouble})
+		rows = append(rows, listRows(u.Lists)...)
 		rows = append(rows, endpointRows(u.Endpoints)...)
 	}
 	a.out.table([]string{" ", "NAME", "SCHEME", "ADDRESS", "RTT", "UDP", "EARLY DATA", "WARM", "FLOWS", ""}, rows)
@@ -54,6 +55,20 @@ func (a *app) printUpstreams(ups api.Upstreams) {
 
 // maxEndpoints are shown of one upstream; a list may have thousands.
 const maxEndpoints = 16
+
+// listRows tell of lists that could not be read, or not as a whole.
+func listRows(all []api.List) (rows [][]string) {
+	for _, l := range all {
+		trouble := l.Error
+		if trouble == "" && l.Skipped > 0 {
+			trouble = strconv.Itoa(l.Skipped) + " lines are skipped, the first is " + l.FirstSkipped
+		}
+		if trouble != "" {
+			rows = append(rows, []string{" ", "  list " + l.Name, "", strconv.Itoa(l.Proxies) + " proxies", "", "", "", "", "", trouble})
+		}
+	}
+	return rows
+}
 
 func endpointRows(all []api.Endpoint) (rows [][]string) {
 	for i, e := range all {

@@ -77,6 +77,8 @@ type Upstream struct {
 	Sessions  int    `json:"sessions,omitempty"` // of HTTP/2, now
 	// Endpoints are its proxies, best first, if it has several.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
+	// Lists are those that endpoints come from.
+	Lists []List `json:"lists,omitempty"`
 }
 
 // Percentiles in milliseconds; zero if nothing was measured.

@@ -21,6 +21,16 @@ type Endpoint struct {
 	Warm      int        `json:"warm,omitempty"`
 }
 
+// List is a list of proxies that an upstream's endpoints come from.
+type List struct {
+	Name         string     `json:"name"`
+	Proxies      int        `json:"proxies"`                 // in use
+	Skipped      int        `json:"skipped,omitempty"`       // lines that are no proxy, at most 101 are counted
+	FirstSkipped string     `json:"first_skipped,omitempty"` // which, and why
+	Read         *time.Time `json:"read,omitempty"`          // when it was last read; nil: not since the start
+	Error        string     `json:"error,omitempty"`         // why the last reading failed: the proxies before it stay in use
+}
+
 // Session is one exit identity that flows use now.
 type Session struct {
 	Upstream string     `json:"upstream"`         // of Upstreams

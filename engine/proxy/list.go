@@ -178,7 +178,7 @@ func withoutComment(line string) string {
 	begins, quoted := true, false // a word begins here; between quotes
 	for i, r := range line {
 		switch {
-		case r == '"' && (begins || quoted || i > 0 && isSeparator(line[i-1])):
+		case r == '"' && (begins || quoted || isSeparator(line[i-1]) || line[i-1] == '"'):
 			quoted = !quoted
 		case begins && !quoted && (r == '#' || r == ';'):
 			return line[:i]
@@ -237,11 +237,13 @@ type columns struct{ host, port, user, pass, scheme int }
 
 // headerOf reads a row of names, nil if it is none.
 func headerOf(pieces []string) *columns {
-	h := columns{-1, -1, -1, -1, -1}
+	h, whole := columns{-1, -1, -1, -1, -1}, len(pieces) == 1
 	for i, p := range pieces {
 		name := strings.ToLower(strings.NewReplacer(" ", "", "_", "", "-", "").Replace(p))
 		switch name {
-		case "ip", "host", "hostname", "address", "ipaddress", "proxyaddress", "server", "proxy", "proxyhost":
+		case "proxy":
+			h.host, whole = i, true
+		case "ip", "host", "hostname", "address", "ipaddress", "proxyaddress", "server", "proxyhost":
 			h.host = i
 		case "port", "proxyport":
 			h.port = i
@@ -253,7 +255,7 @@ func headerOf(pieces []string) *columns {
 			h.scheme = i
 		}
 	}
-	if h.host < 0 || len(pieces) > 1 && h.port < 0 && h.user < 0 && h.scheme < 0 {
+	if h.host < 0 || h.port < 0 && !whole {
 		return nil
 	}
 	return &h

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/base64"
 	"fmt"
 	"strings"
 	"testing"
@@ -87,6 +88,52 @@ func TestListSkipsWhatIsNoProxy(t *testing.T) {
 	}
 	if fmt.Sprint(lines) != "[6 8 9 10 11 12 13 14 15 16]" {
 		t.Errorf("skipped %v", skipped)
+	}
+}
+
+// TestListFiles: whole lists, as vendors, spreadsheets and subscriptions give
+// them.
+func TestListFiles(t *testing.T) {
+	const plain = "1.2.3.4:80:bob:pw\nsocks5://5.6.7.8:1080\n"
+	b64 := base64.StdEncoding.EncodeToString([]byte(plain))
+	for name, c := range map[string]struct{ text, want string }{
+		"quoted CSV":          {"\"1.2.3.4\",\"80\",\"bob\",\"p,w \"\"x\"\" #1\"\r\n", `http://bob@1.2.3.4:80 p,w "x" #1`},
+		"CSV, user first":     {"bob,pw,gw.example,80\n", "http://bob@gw.example:80 pw"},
+		"CSV with scheme":     {"socks5,1.2.3.4,1080\n1.2.3.4,80,HTTP\nhttps,gw.example,443,bob,pw\n", "socks5://1.2.3.4:1080 http://1.2.3.4:80 https://bob@gw.example:443 pw"},
+		"CSV header":          {"IP Address,Port,Username,Password\r\n1.2.3.4,80,bob,pw\r\n5.6.7.8,81,,\r\n", "http://bob@1.2.3.4:80 pw http://5.6.7.8:81"},
+		"CSV many columns":    {"\"ip\",\"country\",\"port\",\"protocols\",\"speed\"\n\"1.2.3.4\",\"US\",\"1080\",\"socks5\",\"7\"\n", "socks5://1.2.3.4:1080"},
+		"CSV proxy column":    {"proxy,country\n1.2.3.4:80,US\nbob:pw@5.6.7.8:81,DE\n", "http://1.2.3.4:80 http://bob@5.6.7.8:81 pw"},
+		"CSV semicolons":      {"host;port;user;pass\n1.2.3.4;80;bob;pw\n", "http://bob@1.2.3.4:80 pw"},
+		"tabs":                {"1.2.3.4\t80\n5.6.7.8\t81\tbob\tpw\n", "http://1.2.3.4:80 http://bob@5.6.7.8:81 pw"},
+		"no port":             {"https://gw.example\nhttp://bob:pw@1.2.3.4/\nsocks5h://[2001:db8::1]\n", "https://gw.example:443 http://bob@1.2.3.4:80 pw socks5://[2001:db8::1]:1080"},
+		"international":       {"bücher.test:80\nhttps://BÜCHER.test\n", "http://xn--bcher-kva.test:80 https://xn--bcher-kva.test:443"},
+		"base64":              {b64, "http://bob@1.2.3.4:80 pw socks5://5.6.7.8:1080"},
+		"base64 in lines":     {b64[:20] + "\r\n" + b64[20:] + "\n", "http://bob@1.2.3.4:80 pw socks5://5.6.7.8:1080"},
+		"base64 without ends": {"\ufeff" + strings.TrimRight(b64, "="), "http://bob@1.2.3.4:80 pw socks5://5.6.7.8:1080"},
+		"base64 for URLs":     {base64.RawURLEncoding.EncodeToString([]byte("1.2.3.4:80:bob:???>>>")), "http://bob@1.2.3.4:80 ???>>>"},
+		"remarks":             {"socks5://bob:pw@1.2.3.4:1080#Paris%201\nsocks://5.6.7.8:1080#x\n", "socks5://bob@1.2.3.4:1080 pw socks5://5.6.7.8:1080"},
+		"CR":                  {"1.2.3.4:80\r5.6.7.8:81\r", "http://1.2.3.4:80 http://5.6.7.8:81"},
+	} {
+		got, skipped, err := ParseList([]byte(c.text), "http")
+		if err != nil || len(skipped) > 0 {
+			t.Errorf("%s: %v, %v", name, skipped, err)
+		}
+		var all []string
+		for _, s := range got {
+			text := strings.Replace(s.String(), ":[redacted]", "", 1)
+			if s.Password != "" {
+				text += " " + s.Password.Reveal()
+			}
+			all = append(all, text)
+		}
+		if text := strings.Join(all, " "); text != c.want {
+			t.Errorf("%s:\n%s, want\n%s", name, text, c.want)
+		}
+	}
+	for _, line := range []string{"256.1.1.1:80", "1.2.3:80:bob:pw", "bob:pw@1.2.3.4.5:80", "http://0x7f.1", "0x7f.1,80", "ip,port\n1.2.3,80"} {
+		if got, _, err := ParseList([]byte(line), "http"); err == nil || strings.Contains(line, "80") && strings.Contains(err.Error(), "pw") {
+			t.Errorf("%s is %v, %v", line, got, err)
+		}
 	}
 }
 

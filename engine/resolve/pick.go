@@ -29,12 +29,13 @@ type Resolver struct {
 	mu      sync.Mutex // held while the snapshot is replaced; guards the rest
 	members []*member  // all, in the order of Options.Sources
 	fixed   [][]*member
+	read    chan struct{} // closed and replaced when something of a list has been read, or could not be
 }
 
 // New makes a Resolver; it does no I/O and starts nothing. Lists are empty
 // until Run or Refresh has read them.
 func New(o Options) (*Resolver, error) {
-	r := &Resolver{opt: o, log: o.Log, rand: o.Rand, wake: make(chan struct{}, 1), refill: make(chan struct{}, 1)}
+	r := &Resolver{opt: o, log: o.Log, rand: o.Rand, wake: make(chan struct{}, 1), refill: make(chan struct{}, 1), read: make(chan struct{})}
 	r.keys.seed = maphash.MakeSeed()
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)

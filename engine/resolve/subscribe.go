@@ -25,8 +25,11 @@ type List struct {
 	Scheme string        // of proxies without one; "" is http
 	Every  time.Duration // between refreshes; 0 is one hour
 	Fetch  Fetch         // FetchFile for a file
+	// Settle is how long a reading that has lost most of the proxies must stay so
+	// before it is believed; 0 is three times Every.
+	Settle time.Duration
 	// Save keeps the text of a list that was good, and Load gives it back after
-	// a restart, until Fetch succeeds. Both may be nil.
+	// a restart, until Fetch succeeds. Both may be nil. They are of this URL alone.
 	Save func(text []byte) error
 	Load func() ([]byte, error)
 }
@@ -36,6 +39,8 @@ const (
 	listEvery   = time.Hour
 	listMinimum = time.Minute      // between refreshes
 	listRetry   = 30 * time.Second // after a failure, doubling
+	firstRetry  = time.Second      // likewise, while nothing has been read
+	lossFrom    = 5                // proxies; of fewer, any part may go at once
 	listLimit   = time.Minute      // for one fetch
 )
 
@@ -50,8 +55,10 @@ type subscription struct {
 	etag   string        // held by busy
 	err    error         // of the last refresh; held by busy
 	ended  time.Time     // when that was; held by busy
+	shrunk time.Time     // since when readings have lost most proxies; zero: they have not; held by busy
 
 	status atomic.Pointer[ListInfo]
+	none   atomic.Bool // the last refresh has found that the place holds no list
 }
 
 // ListInfo is what people may see of a list.
@@ -78,6 +85,9 @@ func newSubscription(r *Resolver, l *List, source int) (*subscription, error) {
 		s.list.Every = listEvery
 	}
 	s.list.Every = max(s.list.Every, listMinimum)
+	if s.list.Settle == 0 {
+		s.list.Settle = 3 * s.list.Every
+	}
 	s.status.Store(&ListInfo{Name: l.Name})
 	return s, nil
 }
@@ -90,6 +100,59 @@ func (r *Resolver) Refresh(ctx context.Context) error {
 		errs = append(errs, s.refresh(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// NoList says that a list's place was reached and does not hold it: to ask again
+// soon is of no use.
+type NoList struct{ Err error }
+
+func (e *NoList) Error() string { return e.Err.Error() }
+func (e *NoList) Unwrap() error { return e.Err }
+
+// Ready waits until there is an endpoint to pick, for which Run reads the lists.
+// It returns the reason if the places of all of them were reached and none holds
+// one, or when ctx ends before: what cannot be reached is tried again.
+func (r *Resolver) Ready(ctx context.Context) error {
+	for {
+		r.mu.Lock()
+		read := r.read
+		r.mu.Unlock()
+		none := 0
+		for _, s := range r.lists {
+			if s.none.Load() {
+				none++
+			}
+		}
+		switch {
+		case len(r.lists) == 0, len(r.snap.Load().members) > 0:
+			return nil
+		case none == len(r.lists):
+			return r.Empty()
+		}
+		select {
+		case <-read:
+		case <-ctx.Done():
+			return r.Empty()
+		}
+	}
+}
+
+// tellReady wakes who waits in Ready.
+func (r *Resolver) tellReady() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.read)
+	r.read = make(chan struct{})
+}
+
+// Empty is why there is nothing to pick: ErrEmpty with what went wrong.
+func (r *Resolver) Empty() error {
+	for _, s := range r.lists {
+		if why := s.status.Load().Error; why != "" {
+			return fmt.Errorf("%w: %s", ErrEmpty, why)
+		}
+	}
+	return fmt.Errorf("%w: no list has been read yet", ErrEmpty)
 }
 
 // Lists shows the subscriptions.
@@ -108,7 +171,11 @@ func (s *subscription) run(ctx context.Context) {
 		wait := s.list.Every
 		if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
 			s.r.log.Warn("read a list of proxies", "err", err)
-			wait = min(wait, listRetry<<min(failures, 12))
+			retry := listRetry
+			if s.status.Load().Proxies == 0 {
+				retry = firstRetry
+			}
+			wait = min(wait, retry<<min(failures, 12))
 			failures++
 		} else {
 			failures = 0
@@ -138,6 +205,7 @@ func (s *subscription) refresh(ctx context.Context) error {
 	if !s.loaded {
 		s.loaded = true
 		s.restore()
+		s.r.tellReady()
 	}
 	bounded, cancel := context.WithTimeout(ctx, listLimit)
 	defer cancel()
@@ -148,7 +216,10 @@ func (s *subscription) refresh(ctx context.Context) error {
 		info.Error = s.err.Error()
 		s.status.Store(&info)
 	}
+	var none *NoList
+	s.none.Store(errors.As(s.err, &none))
 	s.ended = time.Now()
+	s.r.tellReady()
 	return s.err
 }
 
@@ -159,7 +230,7 @@ func (s *subscription) restore() {
 	}
 	text, err := s.list.Load()
 	if err == nil && len(text) > 0 {
-		_, err = s.use(text)
+		err = s.use(text, time.Time{})
 	}
 	if err != nil {
 		s.r.log.Warn("load the saved list of proxies", "list", s.list.Name, "err", err)
@@ -178,20 +249,17 @@ func (s *subscription) read(ctx context.Context) error {
 		return nil
 	}
 	if body == nil {
-		return errors.New("nothing was read")
+		return &NoList{errors.New("nothing was read")}
 	}
 	defer body.Close()
 	text, err := io.ReadAll(io.LimitReader(body, proxy.MaxListBytes+1))
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
-	info, err := s.use(text)
-	if err != nil {
-		return err
+	if err := s.use(text, time.Now()); err != nil {
+		return &NoList{err}
 	}
 	s.etag = etag
-	info.Read = time.Now()
-	s.status.Store(&info)
 	if s.list.Save != nil {
 		if err := s.list.Save(text); err != nil {
 			s.r.log.Warn("save a list of proxies", "list", s.list.Name, "err", err)
@@ -200,20 +268,42 @@ func (s *subscription) read(ctx context.Context) error {
 	return nil
 }
 
-// use parses a list and, if it holds proxies, puts them in use.
-func (s *subscription) use(text []byte) (ListInfo, error) {
+// use parses a list, read at now, and puts its proxies in use. What is no list,
+// or has lost most of the proxies at once, changes nothing.
+func (s *subscription) use(text []byte, now time.Time) error {
 	proxies, skipped, err := proxy.ParseList(text, s.list.Scheme)
 	if err != nil {
-		return ListInfo{}, err
+		return err
+	}
+	if err := s.checkLoss(len(proxies), now); err != nil {
+		return err
 	}
 	gateways := make([]Gateway, len(proxies))
 	for i, p := range proxies {
 		gateways[i] = Gateway{Scheme: p.Scheme, Host: p.Host, Port: p.Port, Username: p.Username, Password: p.Password}
 	}
 	s.r.replaceSource(s.source, s.list.Name, gateways)
-	info := ListInfo{Name: s.list.Name, Proxies: len(gateways), Skipped: skipped}
-	s.status.Store(&info)
-	return info, nil
+	s.status.Store(&ListInfo{Name: s.list.Name, Proxies: len(gateways), Skipped: skipped, Read: now})
+	return nil
+}
+
+// checkLoss refuses a reading with less than half of the proxies: a page cut
+// short, or a vendor's trouble. It is believed once it has been so for a while.
+func (s *subscription) checkLoss(proxies int, now time.Time) error {
+	had := s.status.Load().Proxies
+	if had < lossFrom || 2*proxies >= had {
+		s.shrunk = time.Time{}
+		return nil
+	}
+	if s.shrunk.IsZero() {
+		s.shrunk = now
+	}
+	left := s.list.Settle - now.Sub(s.shrunk)
+	if left <= 0 {
+		s.shrunk = time.Time{}
+		return nil
+	}
+	return fmt.Errorf("%d proxies are left of %d: believed if it is still so in %s", proxies, had, left.Round(time.Second))
 }
 
 // replaceSource puts a list's gateways in place of those before. A gateway that
@@ -254,7 +344,7 @@ func (r *Resolver) replaceSource(source int, name string, gateways []Gateway) {
 func FetchFile(_ context.Context, path, etag string) (io.ReadCloser, string, bool, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, "", false, err
+		return nil, "", false, &NoList{err}
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
@@ -262,7 +352,7 @@ func FetchFile(_ context.Context, path, etag string) (io.ReadCloser, string, boo
 	}
 	if err != nil {
 		f.Close()
-		return nil, "", false, err
+		return nil, "", false, &NoList{err}
 	}
 	tag := strconv.FormatInt(st.Size(), 10) + "-" + strconv.FormatInt(st.ModTime().UnixNano(), 10)
 	if tag == etag {

@@ -3,6 +3,7 @@ package resolve
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -175,13 +176,99 @@ func TestFailedListsAreRetriedSooner(t *testing.T) {
 		r := withList(t, &List{Name: "l", URL: "u", Every: 24 * time.Hour, Fetch: s.fetch}, nil)
 		running(t, r)
 		time.Sleep(5 * time.Minute)
-		if s.count() < 3 || s.count() > 6 {
+		if s.count() < 7 || s.count() > 10 { // after 1, 2, 4 … seconds
 			t.Errorf("%d attempts in 5 minutes", s.count())
 		}
 		s.set("1.2.3.4:80", "", nil)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		mustPick(t, r, Key{})
+	})
+}
+
+// TestListDoesNotShrinkAtOnce: a reading that has lost most of the proxies is
+// believed when it stays so, and not before.
+func TestListDoesNotShrinkAtOnce(t *testing.T) {
+	many := ""
+	for i := range 20 {
+		many += fmt.Sprintf("10.0.0.%d:80\n", i)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &site{text: many}
+		r := withList(t, &List{Name: "l", URL: "u", Every: time.Hour, Fetch: s.fetch}, nil)
+		running(t, r)
+		const few = "10.0.0.1:80\n10.0.0.2:80\n"
+		s.set(few, "", nil)
+		time.Sleep(2 * time.Hour)
+		if in := r.Lists()[0]; in.Proxies != 20 || !strings.Contains(in.Error, "2 proxies are left of 20") {
+			t.Errorf("%+v", in)
+		}
+		s.set(many, "", nil) // it was an accident
+		time.Sleep(time.Hour)
+		if in := r.Lists()[0]; in.Proxies != 20 || in.Error != "" {
+			t.Errorf("%+v", in)
+		}
+		s.set(few, "", nil)
+		time.Sleep(2*time.Hour + 30*time.Minute)
+		if in := r.Lists()[0]; in.Proxies != 20 {
+			t.Errorf("what was an accident counts: %+v", in)
+		}
+		time.Sleep(3 * time.Hour)
+		if in := r.Lists()[0]; in.Proxies != 2 || in.Error != "" || len(r.List()) != 2 {
+			t.Errorf("it is so: %+v", in)
+		}
+	})
+}
+
+// TestReady waits for the first of the lists, and no longer than it has to.
+func TestReady(t *testing.T) {
+	refused := errors.New("no route")
+	none := &NoList{errors.New("404")}
+	for name, c := range map[string]struct {
+		sites []*site
+		after time.Duration // of the answer, about
+		want  string        // of the error
+	}{
+		"slow":           {[]*site{{text: "1.2.3.4:80", slow: 5 * time.Second}}, 5 * time.Second, ""},
+		"one of two":     {[]*site{{text: "1.2.3.4:80", slow: 40 * time.Second}, {text: "5.6.7.8:80", slow: time.Second}}, time.Second, ""},
+		"no list there":  {[]*site{{err: none, slow: time.Second}}, time.Second, "404"},
+		"a page":         {[]*site{{text: "<html>"}}, 0, "web page"},
+		"none of two":    {[]*site{{err: none}, {text: "<html>", slow: 2 * time.Second}}, 2 * time.Second, "no endpoints"},
+		"other may come": {[]*site{{err: none}, {err: refused}}, 20 * time.Second, "404"},
+		"never":          {[]*site{{err: refused}}, 20 * time.Second, "no route"},
+		"too slow":       {[]*site{{text: "1.2.3.4:80", slow: 50 * time.Second}}, 20 * time.Second, "no list has been read yet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var o Options
+				for i, s := range c.sites {
+					o.Sources = append(o.Sources, Source{List: &List{Name: fmt.Sprint("l", i), URL: "u", Fetch: s.fetch}})
+				}
+				o.Rand = numbered()
+				r := newResolver(t, o)
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				defer cancel()
+				begin := time.Now()
+				running(t, r)
+				err := r.Ready(ctx)
+				if took := time.Since(begin); took < c.after || took > c.after+500*time.Millisecond {
+					t.Errorf("after %v, want %v", took, c.after)
+				}
+				if (err == nil) != (c.want == "") || err != nil && (!errors.Is(err, ErrEmpty) || !strings.Contains(err.Error(), c.want)) {
+					t.Error(err)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // the network comes up
+		s := &site{err: refused}
+		r := withList(t, &List{Name: "l", URL: "u", Fetch: s.fetch}, nil)
+		time.AfterFunc(4*time.Second, func() { s.set("1.2.3.4:80", "", nil) })
+		running(t, r)
+		begin := time.Now()
+		if err := r.Ready(t.Context()); err != nil || time.Since(begin) > 9*time.Second {
+			t.Error(err, time.Since(begin))
+		}
 	})
 }
 

@@ -120,7 +120,7 @@ func (g *group) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn,
 	key := resolve.Key{App: appOf(ctx), Domain: t.Host(), UDP: true}
 	e, err := g.r.Pick(key)
 	if err != nil {
-		return nil, groupFault(err)
+		return nil, groupFault(g.r, err)
 	}
 	var tried []*resolve.Endpoint
 	for {
@@ -161,7 +161,7 @@ func (g *group) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn,
 func (g *group) check(ctx context.Context, _ *Spec) error {
 	e, err := g.r.Pick(resolve.Key{})
 	if err != nil {
-		return groupFault(err)
+		return groupFault(g.r, err)
 	}
 	var tried []*resolve.Endpoint
 	for {
@@ -209,7 +209,7 @@ func (g *group) flush(again bool) {
 func (g *group) close() { g.members.close() }
 
 // groupFault says why there is nobody to dial.
-func groupFault(err error) *Error {
+func groupFault(r *resolve.Resolver, err error) *Error {
 	var un *resolve.Unavailable
 	switch {
 	case errors.As(err, &un) && un.Cause == resolve.Auth:
@@ -219,7 +219,7 @@ func groupFault(err error) *Error {
 	case errors.Is(err, resolve.ErrNoUDP):
 		return targetFault(flow.Forbidden, err)
 	}
-	return fault(Unreachable, err, "no list has been read yet, or it is empty")
+	return fault(Unreachable, r.Empty(), "check the url of the list, and what it answers; `atlantic upstreams` shows it")
 }
 
 // outcomeOf is what a failure means to the resolver.

@@ -200,7 +200,7 @@ func (d *groupDial) explain(e *Error, ep *resolve.Endpoint, rx resolve.Reaction)
 func (d *groupDial) pick() (*resolve.Endpoint, error) {
 	e, err := d.g.r.Pick(d.key)
 	if err != nil {
-		return nil, groupFault(err)
+		return nil, groupFault(d.g.r, err)
 	}
 	why := d.g.carries(e, d.a.t)
 	if why == nil {
