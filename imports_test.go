@@ -20,9 +20,10 @@ const module = "github.com/atlanticproxy/atlanticproxy"
 // import itself. A pattern that ends in /... stands for everything below.
 var allowed = map[string][]string{
 	"app/atlantic":          {"app/..."},
-	"app/atlanticd":         {"engine", "engine/api", "engine/apiserver", "engine/config", "platform/..."},
+	"app/atlanticd":         {"app/hint", "engine", "engine/api", "engine/apiserver", "engine/config", "platform/..."},
 	"app/tray":              {"app/client", "engine/api", "assets"},
-	"app/cli":               {"app/client", "app/tray", "engine/api", "engine/config", "engine/proxy", "platform/localsock", "platform/paths", "assets/service"},
+	"app/cli":               {"app/client", "app/hint", "app/tray", "engine/api", "engine/config", "engine/proxy", "platform/localsock", "platform/paths", "assets/service"},
+	"app/hint":              {},
 	"app/client":            {"engine/api", "platform/localsock"},
 	"engine":                {"engine/...", "platform", "assets"},
 	"engine/api":            {},

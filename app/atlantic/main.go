@@ -17,6 +17,7 @@ var version = "dev"
 func main() {
 	os.Exit(cli.Main(os.Args[1:], cli.Options{
 		Version: version,
+		Program: os.Args[0],
 		Desktop: tray.Desktop,
 		Tray: func(ctx context.Context, socket string) error {
 			return tray.Run(ctx, tray.Options{Client: &client.Client{Socket: socket}, Hint: os.Stderr})

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 
+	"github.com/atlanticproxy/atlanticproxy/app/hint"
 	"github.com/atlanticproxy/atlanticproxy/engine"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/platform"
@@ -23,7 +25,7 @@ func fail(w io.Writer, err error) {
 	}
 	fmt.Fprintf(w, "atlanticd: %s\n", e.Message)
 	if e.Hint != "" {
-		fmt.Fprintf(w, "  %s\n", e.Hint)
+		fmt.Fprintf(w, "  %s\n", hint.For(os.Args[0], "").In(e.Hint))
 	}
 	var ue usageError
 	if errors.As(err, &ue) {

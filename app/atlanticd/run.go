@@ -8,13 +8,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/term"
 
+	"github.com/atlanticproxy/atlanticproxy/app/hint"
 	"github.com/atlanticproxy/atlanticproxy/engine"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/apiserver"
@@ -86,7 +86,7 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	serving, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer hangUp()
 	var wait sync.WaitGroup
-	wait.Go(func() { tell(ctx, eng, stdout, steer(o.socket), o.up) })
+	wait.Go(func() { tell(ctx, eng, stdout, programs(o.socket).Atlantic(), o.up) })
 	wait.Go(func() {
 		if err := apiserver.New(eng, apiserver.Options{Log: log}).Serve(serving, sock); err != nil && serving.Err() == nil {
 			log.Error("local API", "err", err)
@@ -110,17 +110,13 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 // trimAfter is when the start is over.
 const trimAfter = time.Second
 
-// steer is the command that steers this service: the program beside this one,
-// with the socket where it would not find that by itself.
-func steer(socket string) string {
-	program := "atlantic"
-	if dir, _ := filepath.Split(os.Args[0]); dir != "" {
-		program = filepath.Join(dir, program)
+// programs says how to start this program and the one beside it, with the
+// socket where that one would not find it by itself.
+func programs(socket string) hint.Programs {
+	if socket == localsock.ClientPath() && os.Getenv(localsock.PathVar) == "" { // another shell has no such variable
+		socket = ""
 	}
-	if socket != localsock.ClientPath() || os.Getenv(localsock.PathVar) != "" { // another shell has no such variable
-		program += " --socket " + socket
-	}
-	return program
+	return hint.For(os.Args[0], socket)
 }
 
 // tell prints, for whoever runs the service in a terminal, what it has done and

@@ -26,8 +26,10 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/atlanticproxy/atlanticproxy/app/client"
+	"github.com/atlanticproxy/atlanticproxy/app/hint"
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
@@ -44,6 +46,7 @@ const (
 // Options are what main hands in.
 type Options struct {
 	Version string // of this program
+	Program string // how it was started (os.Args[0]), for hints; "" means by its bare name
 	// Tray shows the tray icon until ctx ends or the user quits; nil if this
 	// build has none.
 	Tray func(ctx context.Context, socket string) error
@@ -69,11 +72,16 @@ func Main(args []string, o Options) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{opt: o, out: newPrinter(o.Stdout), err: newPrinter(o.Stderr)}
+	a := &app{opt: o}
+	a.out, a.err = newPrinter(o.Stdout, a.named), newPrinter(o.Stderr, a.named)
 	root := a.root()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
-	return a.report(err, wantsJSON(cmd, args, err))
+	code := a.report(err, wantsJSON(cmd, args, err))
+	if lost := a.out.w.err; lost != nil && code == exitOK {
+		return a.report(fmt.Errorf("the output is lost: %w", lost), false)
+	}
+	return code
 }
 
 // wantsJSON asks the command that ran; if it has not read its flags to the end,
@@ -93,8 +101,19 @@ func wantsJSON(cmd *cobra.Command, args []string, err error) bool {
 // app is one run of the program.
 type app struct {
 	opt      Options
-	socket   string // --socket, ATLANTIC_SOCKET, or "" for the default
+	socket   string      // --socket, ATLANTIC_SOCKET, or "" for the default
+	flag     *pflag.Flag // --socket
 	out, err *printer
+}
+
+// named has text name the programs as the user can start them. The environment
+// is theirs already.
+func (a *app) named(text string) string {
+	socket := ""
+	if a.flag.Changed {
+		socket = a.socket
+	}
+	return hint.For(a.opt.Program, socket).In(text)
 }
 
 func (a *app) client() *client.Client { return &client.Client{Socket: a.socket} }
@@ -124,14 +143,13 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not connected, 4 no permission, 5 no servi
 		},
 	}
 	root.SetIn(a.opt.Stdin)
-	root.SetOut(a.opt.Stdout)
-	root.SetErr(a.opt.Stderr)
+	root.SetOut(a.out.w)
+	root.SetErr(a.err.w)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &flagError{usageError{flagText(err)}} })
 	root.PersistentFlags().StringVar(&a.socket, "socket", os.Getenv(localsock.PathVar),
 		"talk to the service on this socket (or set "+localsock.PathVar+")")
-	if f := root.PersistentFlags().Lookup("socket"); f.DefValue != "" {
-		f.DefValue = "" // help shows what the program does, not this shell's environment
-	}
+	a.flag = root.PersistentFlags().Lookup("socket")
+	a.flag.DefValue = "" // help shows what the program does, not this shell's environment
 	root.AddCommand(a.up(), a.down(), a.status(), a.upstreams(), a.use(), a.session(), a.flows(), a.why(),
 		a.rescue(), a.config(), a.service(), a.tray(), a.version())
 	root.AddCommand(later("health", "quality", "speedtest", "doctor", "bugreport", "dashboard", "share")...)

@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"context"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/atlanticproxy/atlanticproxy/app/client"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 )
 
@@ -18,7 +20,9 @@ func (a *app) down() *cobra.Command {
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			off := false
-			st, err := a.client().SetPrefs(cmd.Context(), api.Prefs{On: &off})
+			st, err := waiting(cmd.Context(), a, "disconnecting", func(ctx context.Context, c *client.Client) (api.Status, error) {
+				return c.SetPrefs(ctx, api.Prefs{On: &off})
+			})
 			if err != nil {
 				return err
 			}

@@ -89,13 +89,16 @@ func (a *app) report(err error, asJSON bool) int {
 		return silent.code
 	}
 	f := explain(err)
+	f.msg, f.hint = a.named(f.msg), a.named(f.hint)
 	if asJSON {
 		_ = json.NewEncoder(a.out.w).Encode(problem(err, f)) // it is said on stderr anyway
 	}
-	first, rest, more := strings.Cut(f.msg, "\n")
-	a.err.line("%s %s", a.err.red("error:"), first)
-	if more {
-		a.err.line("%s", rest)
+	for i, line := range lines(f.msg) {
+		if i == 0 {
+			a.err.line("%s %s", a.err.red("error:"), line)
+		} else {
+			a.err.line("%s", line)
+		}
 	}
 	if f.hint != "" {
 		a.err.line("%s  %s", a.err.bold("hint:"), f.hint)

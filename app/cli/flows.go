@@ -60,7 +60,7 @@ func (a *app) watchFlows(ctx context.Context) error {
 			return err
 		}
 		var b strings.Builder
-		page := &printer{w: &b, color: a.out.color}
+		page := &printer{w: &output{w: &b}, color: a.out.color}
 		page.table(flowHead(), flowRows(list.Flows, time.Now()))
 		var lines []styled
 		for _, l := range strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n") {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,18 +19,33 @@ import (
 // somebody else (a host name, a process, an upstream's answer), so control
 // characters are taken out; only its own styles bring escape sequences.
 type printer struct {
-	w     io.Writer
-	tty   bool // w is a terminal
+	w     *output
+	named func(string) string // has text name the programs as they can be started
+	tty   bool                // w is a terminal
 	color bool
+}
+
+// output remembers that something could not be written.
+type output struct {
+	w   io.Writer
+	err error // the first
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.w.Write(b)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
 }
 
 // styled is text that may hold our own escape sequences.
 type styled string
 
-func newPrinter(w io.Writer) *printer {
+func newPrinter(w io.Writer, named func(string) string) *printer {
 	f, ok := w.(*os.File)
 	tty := ok && term.IsTerminal(int(f.Fd()))
-	return &printer{w: w, tty: tty, color: tty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+	return &printer{w: &output{w: w}, named: named, tty: tty, color: tty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
 }
 
 // line writes one line.
@@ -47,7 +63,7 @@ func (p *printer) text(format string, args ...any) styled {
 			args[i] = plain(v.String())
 		}
 	}
-	return styled(fmt.Sprintf(format, args...))
+	return styled(p.named(fmt.Sprintf(format, args...)))
 }
 
 // json writes v as one indented document.
@@ -71,14 +87,26 @@ func (p *printer) red(s string) styled    { return p.style("31", s) }
 func (p *printer) green(s string) styled  { return p.style("32", s) }
 func (p *printer) yellow(s string) styled { return p.style("33", s) }
 
-// plain takes out what a terminal would obey.
+// plain takes out what a terminal would obey, and makes one line of several.
 func plain(s string) string {
+	s = strings.Join(lines(s), "; ")
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069' {
 			return '?'
 		}
 		return r
 	}, s)
+}
+
+// lines are the lines of s, each once: errors that were joined have one each,
+// and several may have met the same thing.
+func lines(s string) (out []string) {
+	for line := range strings.Lines(s) {
+		if line = strings.TrimRight(line, "\r\n"); line != "" && !slices.Contains(out, line) {
+			out = append(out, line)
+		}
+	}
+	return out
 }
 
 // table writes rows in columns; the last column is not padded. head may be nil.

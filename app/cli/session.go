@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"context"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/atlanticproxy/atlanticproxy/app/client"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 )
 
@@ -20,7 +22,9 @@ func (a *app) sessionNew() *cobra.Command {
 		Short: "Take a new exit identity; open connections keep the old one",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.client().NewSession(cmd.Context(), want)
+			s, err := waiting(cmd.Context(), a, "looking at the new exit", func(ctx context.Context, c *client.Client) (api.MadeSession, error) {
+				return c.NewSession(ctx, want)
+			})
 			if err != nil {
 				return err
 			}

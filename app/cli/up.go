@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/atlanticproxy/atlanticproxy/app/client"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 )
 
@@ -41,7 +42,9 @@ on standard input, or set ` + upstreamVar + `.`,
 			if err != nil {
 				return err
 			}
-			st, err := a.client().SetPrefs(cmd.Context(), prefs)
+			st, err := waiting(cmd.Context(), a, "looking at the upstream", func(ctx context.Context, c *client.Client) (api.Status, error) {
+				return c.SetPrefs(ctx, prefs)
+			})
 			if err != nil {
 				return err
 			}

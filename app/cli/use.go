@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"context"
+
 	"github.com/spf13/cobra"
 
+	"github.com/atlanticproxy/atlanticproxy/app/client"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 )
 
@@ -16,7 +19,9 @@ func (a *app) use() *cobra.Command {
 			if args[0] == "" {
 				return takes("the name of an upstream")(cmd, nil)
 			}
-			st, err := a.client().SetPrefs(cmd.Context(), api.Prefs{Upstream: &args[0]})
+			st, err := waiting(cmd.Context(), a, "looking at the upstream", func(ctx context.Context, c *client.Client) (api.Status, error) {
+				return c.SetPrefs(ctx, api.Prefs{Upstream: &args[0]})
+			})
 			if err != nil {
 				return err
 			}

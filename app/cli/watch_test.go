@@ -57,7 +57,7 @@ func TestWatchWithoutTerminal(t *testing.T) {
 // linesOf makes *p a printer whose lines arrive on the channel.
 func linesOf(t *testing.T, p **printer) <-chan string {
 	r, w := io.Pipe()
-	*p = newPrinter(w)
+	*p = newPrinter(w, func(s string) string { return s })
 	lines := make(chan string, 16)
 	t.Cleanup(func() { w.Close() })
 	go func() { // ends with w

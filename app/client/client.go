@@ -226,7 +226,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 		return nil, fmt.Errorf("%w (nothing listens on %s)", ErrAbsent, path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, &api.Error{Code: api.ErrPermission, Message: "you may not open " + path,
-			Hint: "run with sudo, or join the group atlantic: sudo usermod -aG atlantic $USER, then log in again"}
+			Hint: localsock.MayWrite()}
 	}
 	return nil, err
 }

@@ -362,7 +362,7 @@ func TestDesktop(t *testing.T) {
 	stop()
 	p.wait("Service not running")
 	s.run(t, socket, localsock.Peer{Known: true, UID: 1001})
-	p.wait("To steer it, join the group")
+	p.wait("To steer it, ") // with the service's hint
 	if l := p.wait("Turn off"); l.enabled {
 		t.Error("who may not steer can click the switch")
 	}

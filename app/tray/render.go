@@ -16,14 +16,14 @@ import (
 type Model struct {
 	Status    *api.Status // nil: the service does not answer
 	Upstreams api.Upstreams
-	ReadOnly  bool   // we may look, but not steer
+	ReadOnly  string // why we may look, but not steer; "" if we may
 	Away      bool   // the service was tried and did not answer
 	Gone      string // why, and what to do; "" if that is not known
 	Problem   string // why the last click led to nothing
 }
 
 // see takes a new status. A change of state outdates the last problem.
-func (m *Model) see(st api.Status, readOnly bool) {
+func (m *Model) see(st api.Status, readOnly string) {
 	if m.Status == nil || m.Status.State != st.State {
 		m.Problem = ""
 	}
@@ -70,8 +70,8 @@ func render(m Model) View {
 	if hint == "" && note != "" && m.Status != nil {
 		hint = m.Status.Hint
 	}
-	if m.ReadOnly {
-		hint = "To steer it, join the group atlantic"
+	if m.ReadOnly != "" {
+		hint = m.ReadOnly
 	}
 	v.Items = []Item{
 		{ID: "state", Label: clip(upperFirst(headline), maxLabel), Disabled: true},
@@ -136,7 +136,7 @@ func traffic(m Model) string {
 
 // toggle is the switch.
 func toggle(m Model) Item {
-	it := Item{ID: idToggle, Label: "Turn on", Disabled: m.Status == nil || m.ReadOnly}
+	it := Item{ID: idToggle, Label: "Turn on", Disabled: m.Status == nil || m.ReadOnly != ""}
 	if m.Status == nil {
 		return it
 	}
@@ -156,7 +156,7 @@ func wantOn(s api.State) bool { return s == api.Off || s == api.Stopping }
 
 // upstreams is the submenu to choose one.
 func upstreams(m Model) Item {
-	it := Item{ID: "upstreams", Label: "Upstream", Disabled: m.Status == nil || m.ReadOnly || len(m.Upstreams.Upstreams) == 0}
+	it := Item{ID: "upstreams", Label: "Upstream", Disabled: m.Status == nil || m.ReadOnly != "" || len(m.Upstreams.Upstreams) == 0}
 	if m.Status != nil && m.Status.Upstream.Name != "" {
 		it.Label = "Upstream: " + clip(m.Status.Upstream.Name, maxName)
 	}

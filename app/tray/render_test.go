@@ -51,7 +51,7 @@ func TestRender(t *testing.T) {
 		{"stopping", Model{Status: &api.Status{State: api.Stopping}}, "connecting", "AtlanticProxy: disconnecting", "Disconnecting", "↓ 0 B   ↑ 0 B   0 open", "", "", "Turn on", "Quit", true},
 		{"blocked", Model{Status: &api.Status{State: api.Blocked, Cause: "wrong password", Hint: "check it"}}, "blocked", "AtlanticProxy: blocked · traffic is held back",
 			"Blocked · traffic is held back", "↓ 0 B   ↑ 0 B   0 open", "wrong password", "check it", "Turn off", "Quit (the service stays on)", false},
-		{"read only", Model{Status: on("paris", 0), ReadOnly: true}, "on", "AtlanticProxy: on · paris", "On · paris", "↓ 34 MB   ↑ 1.2 MB   12 open", "",
+		{"read only", Model{Status: on("paris", 0), ReadOnly: "To steer it, join the group atlantic"}, "on", "AtlanticProxy: on · paris", "On · paris", "↓ 34 MB   ↑ 1.2 MB   12 open", "",
 			"To steer it, join the group atlantic", "Turn off", "Quit (the service stays on)", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

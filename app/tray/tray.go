@@ -224,14 +224,14 @@ func (t *tray) watch(ctx context.Context) {
 				default:
 				}
 			}
-			t.tell(ctx, func(m *Model) { m.see(*ev.Status, false) })
+			t.tell(ctx, func(m *Model) { m.see(*ev.Status, "") })
 			return nil
 		})
 		wait := pause
 		if refused := (*api.Error)(nil); errors.As(err, &refused) && refused.Code == api.ErrPermission {
 			wait = pollEvery
 			if st, err := t.client.Status(ctx); err == nil {
-				t.tell(ctx, func(m *Model) { m.see(st, true) })
+				t.tell(ctx, func(m *Model) { m.see(st, "To steer it, "+refused.Hint) })
 			}
 		} else if ctx.Err() == nil {
 			t.tell(ctx, func(m *Model) { *m = Model{Away: true, Gone: goneText(err)} })

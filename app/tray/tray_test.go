@@ -32,7 +32,7 @@ func TestOncePerSecond(t *testing.T) {
 		go func() { defer close(done); tr.present(ctx) }()
 		for i := range 500 {
 			tr.tell(ctx, func(m *Model) {
-				m.see(api.Status{State: api.On, Upstream: api.Upstream{Name: "x", RTTms: float64(i + 1)}}, false)
+				m.see(api.Status{State: api.On, Upstream: api.Upstream{Name: "x", RTTms: float64(i + 1)}}, "")
 			})
 			time.Sleep(10 * time.Millisecond)
 		}

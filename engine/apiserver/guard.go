@@ -42,7 +42,7 @@ func authorize(p localsock.Peer, r route) error {
 		return nil
 	}
 	return &api.Error{Code: api.ErrPermission, Message: "you may not do this: " + who(p) + " may only read the status",
-		Hint: "run with sudo, or join the group atlantic: sudo usermod -aG atlantic $USER, then log in again"}
+		Hint: localsock.MayWrite()}
 }
 
 func who(p localsock.Peer) string {

@@ -18,6 +18,14 @@ import (
 // Group is the group whose members may write (unix).
 const Group = "atlantic"
 
+// MayWrite says, for a user who may not, who may and how to become one of them.
+func MayWrite() string {
+	if !groupExists() {
+		return "run with sudo"
+	}
+	return "join the group " + Group + " (sudo usermod -aG " + Group + " $USER, then log in again), or run with sudo"
+}
+
 // PathVar is the environment variable that names the socket a client is to use.
 const PathVar = "ATLANTIC_SOCKET"
 

@@ -30,6 +30,11 @@ func PeerOf(conn net.Conn) (Peer, error) {
 	return p, nil
 }
 
+func groupExists() bool {
+	_, err := user.LookupGroup(Group)
+	return err == nil
+}
+
 func inGroup(uc *net.UnixConn, uid int, group string) bool {
 	g, err := user.LookupGroup(group)
 	if err != nil {

@@ -67,3 +67,5 @@ func member(token windows.Token, group windows.WELL_KNOWN_SID_TYPE) bool {
 	ok, err := token.IsMember(sid)
 	return err == nil && ok
 }
+
+func groupExists() bool { return false }
