@@ -61,7 +61,7 @@ func TestBusyService(t *testing.T) {
 		tr := newTray(nil, u) // nobody takes from acts
 		done := make(chan struct{})
 		go func() { defer close(done); tr.present(t.Context()) }()
-		tr.tell(t.Context(), func(m *Model) { m.see(api.Status{State: api.Off}, false) })
+		tr.tell(t.Context(), func(m *Model) { m.see(api.Status{State: api.Off}, "") })
 		for range 50 {
 			u.click <- idToggle
 		}
