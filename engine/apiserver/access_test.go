@@ -76,7 +76,7 @@ func TestAccessMatrix(t *testing.T) {
 				if may := peer.Admin || public[name]; may != (resp.StatusCode < 400) {
 					t.Errorf("answered %d %s", resp.StatusCode, text)
 				} else if !may {
-					if resp.StatusCode != 403 || !strings.Contains(text, "usermod -aG atlantic") {
+					if resp.StatusCode != 403 || !strings.Contains(text, `"hint":"`+localsock.MayWrite()) {
 						t.Errorf("refused with %d %s", resp.StatusCode, text)
 					}
 					if len(b.prefs)+len(b.killed)+len(b.hosts)+b.shutdown != 0 {
