@@ -239,7 +239,8 @@ func websockets(t *testing.T, l *lab.Lab, _ way) {
 func halfClose(t *testing.T, l *lab.Lab, w way) {
 	if w.peer == lab.Tinyproxy || w.peer == lab.Squid {
 		if withoutUs := connectHalfClose(t, l, w); withoutUs == "" {
-			t.Skipf("%s itself ends both directions at a FIN: shown without us in between", w.peer)
+			t.Logf("%s itself ends both directions at a FIN: shown without us in between", w.peer)
+			return
 		}
 	}
 	c := dial(t, l, "tcp", fmt.Sprintf("example.test:%d", origin.PortHalfClose))
@@ -305,12 +306,15 @@ func isRefusal(err error) bool {
 }
 
 func ipv6(t *testing.T, l *lab.Lab, w way) {
-	if w.peer == lab.Dante || w.peer == lab.Tinyproxy || w.peer == lab.Squid || w.peer == lab.Apache {
-		t.Skip("this proxy is bound to an IPv4 address and reaches IPv4 targets only")
-	}
+	// Two proxies are bound to an IPv4 address and reach IPv4 targets only: then
+	// the app is told so, and not left to wait.
+	refuses := w.peer == lab.Dante || w.peer == lab.Tinyproxy
 	for _, u := range []string{"http://[" + lab.Origin6().String() + "]/proto", "https://v6.test/proto"} {
-		f, err := l.Fetch(t.Context(), lab.Client, u, lab.FetchOptions{Args: []string{"-6", "-g"}})
-		if err != nil || f.Status != 200 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		f, err := l.Fetch(ctx, lab.Client, u, lab.FetchOptions{Args: []string{"-6", "-g"}})
+		waited := ctx.Err() != nil
+		cancel()
+		if (err == nil && f.Status == 200) == refuses || waited {
 			t.Errorf("%s: %v %+v", u, err, f)
 		}
 	}

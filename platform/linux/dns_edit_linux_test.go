@@ -47,9 +47,7 @@ func edit(t *testing.T, m machine, script string) {
 // all are made.
 func crashed(t *testing.T, m machine) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-	cmd.Env = append(os.Environ(), crashEnv+"=24", crashDirEnv+"="+m.dir)
-	_ = cmd.Run()
+	_ = m.killedAt(24).Run()
 	if !strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2") {
 		t.Fatal("killed before resolv.conf was written")
 	}

@@ -47,10 +47,12 @@ const (
 	crashDirEnv = "ATLANTIC_TEST_CRASH_DIR"
 )
 
-func TestCrashChild(t *testing.T) {
+// crash takes everything and gives it back, and kills the process at the change
+// that crashEnv counts to.
+func crash(t *testing.T) {
 	at, err := strconv.Atoi(os.Getenv(crashEnv))
 	if err != nil {
-		t.Skip("started by TestKilledAnywhere only")
+		t.Fatal(err)
 	}
 	m := crashMachine(os.Getenv(crashDirEnv))
 	n := 0
@@ -80,9 +82,21 @@ func crashMachine(dir string) machine {
 	}}
 }
 
+// killedAt runs crash in a process that is killed at that change. TestKilledAnywhere
+// answers to it.
+func (m machine) killedAt(change int) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledAnywhere$")
+	cmd.Env = append(os.Environ(), crashEnv+"="+strconv.Itoa(change), crashDirEnv+"="+m.dir)
+	return cmd
+}
+
 // CR-01: killed before or after any change, the next start and stop leave the
 // machine as it was before the first.
 func TestKilledAnywhere(t *testing.T) {
+	if os.Getenv(crashEnv) != "" {
+		crash(t)
+		return
+	}
 	if !inNamespace(t) {
 		return
 	}
@@ -96,8 +110,7 @@ func TestKilledAnywhere(t *testing.T) {
 		step = 1
 	}
 	for at := 1; ; at += step {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-		cmd.Env = append(os.Environ(), crashEnv+"="+strconv.Itoa(at), crashDirEnv+"="+m.dir)
+		cmd := m.killedAt(at)
 		out, err := cmd.CombinedOutput()
 		killed := errors.As(err, new(*exec.ExitError)) && cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
 		if err != nil && !killed {
@@ -129,9 +142,7 @@ func TestKilledDuringRecovery(t *testing.T) {
 	m := newMachine(t)
 	before := m.snapshot()
 	for _, at := range []int{12, 30, 5, 33, 12, 2, 1, 9} { // the first two while it makes, the others while it undoes or makes again
-		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-		cmd.Env = append(os.Environ(), crashEnv+"="+strconv.Itoa(at), crashDirEnv+"="+m.dir)
-		_ = cmd.Run()
+		_ = m.killedAt(at).Run()
 	}
 	h := m.open(t)
 	if err := h.Close(); err != nil {
@@ -148,9 +159,7 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 	}
 	m := newMachine(t)
 	before := m.snapshot()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-	cmd.Env = append(os.Environ(), crashEnv+"=24", crashDirEnv+"="+m.dir)
-	_ = cmd.Run() // everything is made by then
+	_ = m.killedAt(24).Run() // everything is made by then
 	if rules := run(t, "ip", "rule"); !strings.Contains(rules, "5330:") || !strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2") {
 		t.Fatalf("the crash came before everything was made:\n%s", rules)
 	}
@@ -176,9 +185,7 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 	m.open(t).Close()
 
 	// Without any journal resolv.conf itself says what it was.
-	cmd = exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-	cmd.Env = append(os.Environ(), crashEnv+"=24", crashDirEnv+"="+m.dir)
-	_ = cmd.Run()
+	_ = m.killedAt(24).Run()
 	if !strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2") {
 		t.Fatal("the crash came before resolv.conf was written")
 	}
