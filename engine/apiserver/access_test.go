@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/atlanticproxy/atlanticproxy/engine/internal/fair"
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
@@ -177,48 +180,67 @@ func TestRawRequests(t *testing.T) {
 
 var big = strings.Repeat("a", 64<<10)
 
-// TestGuestsCannotLockOut: users without rights fill their own budget only,
-// and what they closed is free again.
-func TestGuestsCannotLockOut(t *testing.T) {
-	var peer = make(chan localsock.Peer, 1)
+// TestNobodyCanLockOut: whoever opens more connections than there are places
+// loses his own, and neither another guest, nor another administrator, nor
+// root waits for one.
+func TestNobodyCanLockOut(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer inner.Close()
-	l := &listener{Listener: inner, log: New(newFake(), Options{}).log,
-		peerOf: func(net.Conn) (localsock.Peer, error) { return <-peer, nil }}
-	connect := func(p localsock.Peer) net.Conn {
-		c, err := net.Dial("tcp", inner.Addr().String())
+	peers := make(chan localsock.Peer, 1)
+	l := newListener(inner, func(net.Conn) (localsock.Peer, error) { return <-peers, nil }, slog.New(slog.DiscardHandler))
+	const admins = 128 // maxConns would take more files than some machines give
+	l.admins = fair.New[int](admins)
+	connect := func(p localsock.Peer) (client, server net.Conn) {
+		t.Helper()
+		client, err := net.Dial("tcp", inner.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { c.Close() })
-		peer <- p
-		return c
-	}
-	var last net.Conn
-	for range maxGuestConns {
-		connect(guestPeer)
-		if last, err = l.Accept(); err != nil {
+		t.Cleanup(func() { client.Close() })
+		peers <- p
+		if server, err = l.Accept(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { last.Close() })
+		return client, server
 	}
-	over := connect(guestPeer)
-	go func() { connect(adminPeer) }()
-	c, err := l.Accept() // skips over
-	if err != nil || !c.(*conn).peer.Admin {
-		t.Fatalf("accepted %+v, %v", c, err)
+	open := func(c net.Conn) bool { // a write to a connection that the server has closed fails sooner or later
+		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		return errors.Is(err, os.ErrDeadlineExceeded)
 	}
-	c.Close()
-	if _, err := over.Read(make([]byte, 1)); err != io.EOF && err == nil {
-		t.Error("a connection beyond the budget stayed open")
-	}
-	last.Close()
-	last.Close() // counts once
-	if n := l.guests.Load(); n != maxGuestConns-1 {
-		t.Errorf("%d guests counted after one left", n)
+	for _, tc := range []struct {
+		name         string
+		greedy, late localsock.Peer
+		most         int
+	}{
+		{"guests", localsock.Peer{Known: true, UID: 1001}, localsock.Peer{Known: true, UID: 1002}, maxGuestConns},
+		{"administrators", localsock.Peer{Known: true, UID: 1003, Admin: true}, localsock.Peer{Known: true, UID: 1004, Admin: true}, admins},
+		{"root", localsock.Peer{Known: true, UID: 1003, Admin: true}, localsock.Peer{Known: true, Admin: true}, admins},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			client, server := connect(tc.late)
+			var first, last net.Conn
+			for i := range tc.most + 5 {
+				c, s := connect(tc.greedy)
+				if i == 0 {
+					first = c
+				}
+				last = c
+				t.Cleanup(func() { s.Close() })
+			}
+			late, _ := connect(tc.late)
+			if open(first) {
+				t.Error("who took all places kept the first of them")
+			}
+			if !open(client) || !open(late) || !open(last) {
+				t.Error("others lost a connection, or who took all places lost the last of them")
+			}
+			server.Close()
+			server.Close() // leaves once
+		})
 	}
 }
 

@@ -33,7 +33,7 @@ import (
 const (
 	maxBodyBytes   = 64 << 10 // of a request
 	maxHeaderBytes = 8 << 10  // of a request, first line included (net/http adds 4 KiB of slack)
-	maxConns       = 4096     // open connections of those who may write
+	maxConns       = 4096     // open connections of those who may write; root has as many again
 	maxGuestConns  = 64       // open connections of everybody else together
 	maxWatchers    = 2048     // GET /v1/watch at one time
 
@@ -146,7 +146,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			srv.Close() // what is still open now is not worth waiting for
 		}
 	}()
-	err := srv.Serve(&listener{Listener: ln, peerOf: s.peerOf, log: s.log})
+	err := srv.Serve(newListener(ln, s.peerOf, s.log))
 	ended := ctx.Err() != nil
 	cancel()
 	<-stopped

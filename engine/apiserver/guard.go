@@ -6,9 +6,9 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/internal/fair"
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
 
@@ -78,41 +78,46 @@ func peerOf(ctx context.Context) localsock.Peer {
 	return p
 }
 
-// listener identifies every connection and bounds their number. Users without
-// rights have a small budget of their own, so that they cannot lock out those
-// who have some.
+// listener identifies every connection and bounds their number: root, the
+// others who may write, and everybody else have places of their own. Where all
+// of them are taken, whoever has the most loses the connection made first, so
+// that no user can keep another one out.
 type listener struct {
 	net.Listener
-	peerOf         func(net.Conn) (localsock.Peer, error)
-	log            *slog.Logger
-	admins, guests atomic.Int64
+	peerOf               func(net.Conn) (localsock.Peer, error)
+	log                  *slog.Logger
+	root, admins, guests *fair.Places[int] // by uid
 }
 
-// Accept waits for the next connection within the budgets; those beyond are
-// closed.
-func (l *listener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		peer, err := l.peerOf(c)
-		if err != nil {
-			l.log.Debug("local api: cannot tell who is calling", "err", err)
-			peer = localsock.Peer{}
-		}
-		used, most := &l.guests, int64(maxGuestConns)
-		if peer.Admin {
-			used, most = &l.admins, maxConns
-		}
-		if used.Add(1) > most {
-			used.Add(-1)
-			c.Close()
-			continue
-		}
-		return &conn{Conn: c, peer: peer, close: sync.OnceValue(func() error {
-			used.Add(-1)
-			return c.Close()
-		})}, nil
-	}
+func newListener(ln net.Listener, peerOf func(net.Conn) (localsock.Peer, error), log *slog.Logger) *listener {
+	return &listener{Listener: ln, peerOf: peerOf, log: log,
+		root: fair.New[int](maxConns), admins: fair.New[int](maxConns), guests: fair.New[int](maxGuestConns)}
 }
+
+// Accept waits for the next connection.
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	peer, err := l.peerOf(c)
+	if err != nil {
+		l.log.Debug("local api: cannot tell who is calling", "err", err)
+		peer = localsock.Peer{UID: unknownUID}
+	}
+	places := l.guests
+	switch {
+	case peer.Admin && peer.UID == 0:
+		places = l.root
+	case peer.Admin:
+		places = l.admins
+	}
+	place := places.Enter(func() int { return peer.UID }, func() { c.Close() })
+	return &conn{Conn: c, peer: peer, close: sync.OnceValue(func() error {
+		place.Leave()
+		return c.Close()
+	})}, nil
+}
+
+// unknownUID is nobody's.
+const unknownUID = -1
