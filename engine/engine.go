@@ -156,6 +156,7 @@ func New(opt Options) (*Engine, error) {
 		Observe: e.observe,
 		Log:     opt.Log,
 	})
+	e.ups.openFlows = e.flows.Flows
 	e.publish()
 	return e, nil
 }

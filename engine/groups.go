@@ -10,6 +10,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
 	"github.com/atlanticproxy/atlanticproxy/engine/resolve"
+	"github.com/atlanticproxy/atlanticproxy/engine/route"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
 
@@ -66,6 +67,11 @@ func (us *upstreams) balance(name string, policy resolve.Policy, members []resol
 		Name: name, Policy: policy, Sources: members, Log: us.opt.Log,
 		Probe:   func(ctx context.Context, e *resolve.Endpoint) (time.Duration, error) { return b.up.Probe(ctx, e) },
 		Resting: us.resting.Load,
+		Open: func(endpoint string) bool {
+			return slices.ContainsFunc(us.openFlows(), func(f route.Info) bool {
+				return f.Trace.Endpoint == endpoint || f.Trace.Endpoint == "" && f.Via == name // of UDP, the group alone is known
+			})
+		},
 	})
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
 	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
+	"github.com/atlanticproxy/atlanticproxy/engine/route"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
 
@@ -24,14 +25,15 @@ const keepRetired = 4
 // upstreams are the configured upstreams, at most one more that the user gave
 // as a URL, and which of them is in use.
 type upstreams struct {
-	opt      upstream.Options
-	direct   *upstream.Upstream
-	list     []*upstream.Upstream // configured, in order; direct alone if there are none
-	byName   map[string]*upstream.Upstream
-	cur      atomic.Pointer[upstream.Upstream]
-	balanced []*balanced // of byName those with several endpoints
-	verdicts *verdicts
-	resting  atomic.Bool // nothing is made ahead
+	opt       upstream.Options
+	direct    *upstream.Upstream
+	list      []*upstream.Upstream // configured, in order; direct alone if there are none
+	byName    map[string]*upstream.Upstream
+	cur       atomic.Pointer[upstream.Upstream]
+	balanced  []*balanced // of byName those with several endpoints
+	verdicts  *verdicts
+	resting   atomic.Bool         // nothing is made ahead
+	openFlows func() []route.Info // set by New, before run
 	// changed has a value after another upstream was chosen, or one of them has
 	// come to another verdict on early data.
 	changed chan struct{}

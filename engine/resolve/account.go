@@ -237,6 +237,8 @@ type credentials struct {
 	session    *sessionRule      // nil: every flow has the same name
 	life       time.Duration     // of an identity; 0: one flow
 	gateway    templateGateway
+
+	userExtra, passExtra string // parameters that came with the user name or password and are unknown
 }
 
 // compile checks the account against its template.
@@ -275,13 +277,17 @@ func (a *Account) compile() (*credentials, error) {
 		}
 	}
 	needed, optional := c.places()
-	if err := c.setValues(a, needed, optional); err != nil {
+	own := *a
+	if err := c.setGiven(&own); err != nil {
+		return nil, err
+	}
+	if err := c.setValues(&own, needed, optional); err != nil {
 		return nil, err
 	}
 	if optional["session"] {
 		c.session = t.session
 	}
-	if err := c.setSession(a.Session, t.rotates, optional["ttl"]); err != nil {
+	if err := c.setSession(own.Session, t.rotates, optional["ttl"]); err != nil {
 		return nil, err
 	}
 	e := c.mint(func() uint64 { return 1 << 63 })
@@ -334,7 +340,7 @@ func (c *credentials) setValues(a *Account, needed, optional map[string]bool) er
 			}
 		}
 	}
-	c.values["user"], c.values["password"] = strings.TrimPrefix(a.Username, t.trimUser), a.Password.Reveal()
+	c.values["user"], c.values["password"] = a.Username, a.Password.Reveal()
 	for name := range needed {
 		if c.values[name] == "" {
 			key := strings.Replace(name, "user", "username", 1)
@@ -396,6 +402,6 @@ func (c *credentials) mint(rand func() uint64) *Endpoint {
 		}
 		return c.values[place]
 	}
-	e.Username, e.Password = c.user.fill(of), proxy.Secret(c.pass.fill(of))
+	e.Username, e.Password = c.user.fill(of)+c.userExtra, proxy.Secret(c.pass.fill(of)+c.passExtra)
 	return e
 }

@@ -167,6 +167,10 @@ type Options struct {
 	// Resting says that nobody needs an endpoint now: Run then probes none. Nil:
 	// somebody always does.
 	Resting func() bool
+	// Open says whether a flow is open through an endpoint of that name. Where a
+	// vendor ends identities that are idle, those without one are renewed. Nil:
+	// they are not.
+	Open func(name string) bool
 	// Retired is told about endpoints that will not be picked any more; flows
 	// that use them go on. It must not block or call the Resolver. May be nil.
 	Retired func(*Endpoint)

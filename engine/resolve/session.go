@@ -35,8 +35,12 @@ const (
 type binding struct {
 	key string // the app or the registrable domain, "" when Shared
 	ep  atomic.Pointer[Endpoint]
-	// used says that Pick has given ep out since the last sweep.
+	// used says that Pick has given ep out since the last sweep; not if Shared.
 	used atomic.Bool
+
+	// Of sweep alone:
+	seen  time.Time // when an identity was last found in use
+	begun uint64    // of the member, then; if Shared
 }
 
 // node is a link of a chain. It is immutable.
@@ -183,10 +187,14 @@ func (ids *identities) failed(e *Endpoint, o Outcome) {
 // returns when to come again, zero for never.
 func (ids *identities) sweep(now time.Time) (next time.Time) {
 	if ids.scope == Shared {
-		if e := ids.shared.ep.Load(); !now.Before(e.Expires) {
+		b := &ids.shared
+		begun := ids.m.begun.Load()
+		over, due := ids.idle(b, begun != b.begun, now)
+		b.begun = begun
+		if e := b.ep.Load(); over || !now.Before(e.Expires) {
 			ids.rotate(e)
 		}
-		return ids.shared.ep.Load().Expires
+		return sooner(b.ep.Load().Expires, due)
 	}
 	if !ids.keyed() {
 		return time.Time{}
@@ -200,7 +208,8 @@ func (ids *identities) sweep(now time.Time) (next time.Time) {
 		for n := head; n != nil; n = n.next {
 			e := n.b.ep.Load()
 			used := n.b.used.Swap(false)
-			if !now.Before(e.Expires) {
+			over, due := ids.idle(n.b, used, now)
+			if over || !now.Before(e.Expires) {
 				if !used {
 					dropped = true
 					ids.r.retire(e)
@@ -210,15 +219,47 @@ func (ids *identities) sweep(now time.Time) (next time.Time) {
 				e = n.b.ep.Load()
 			}
 			keep = append(keep, n)
-			if next.IsZero() || e.Expires.Before(next) {
-				next = e.Expires
-			}
+			next = sooner(next, sooner(e.Expires, due))
 		}
 		if dropped {
 			ids.table[i].Store(link(keep))
 		}
 	}
 	return next
+}
+
+// idle says that the vendor has ended b's identity for want of traffic, or when
+// that will be, zero if never. To go on with it would be to have another exit
+// under the name of the old one. It must have been used, and no flow may be open
+// that could have kept it alive.
+func (ids *identities) idle(b *binding, used bool, now time.Time) (over bool, due time.Time) {
+	e, open := b.ep.Load(), ids.r.opt.Open
+	if e.IdleLimit == 0 || ids.m.account.Pinned || open == nil {
+		return false, time.Time{}
+	}
+	switch {
+	case used:
+		b.seen = now
+	case b.seen.Before(e.Since): // nobody has used this one yet
+		return false, time.Time{}
+	}
+	due = b.seen.Add(e.IdleLimit)
+	if now.Before(due) {
+		return false, due
+	}
+	if open(ids.m.name) {
+		b.seen = now
+		return false, now.Add(e.IdleLimit)
+	}
+	return true, time.Time{}
+}
+
+// sooner is the earlier of two times, of which zero is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // bindings are all that are in use.

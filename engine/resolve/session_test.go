@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -267,6 +268,49 @@ func TestNewSession(t *testing.T) {
 		if _, err := r.NewSession(t.Context(), Key{}, nil); !errors.Is(err, ErrNoSessions) {
 			t.Error(err)
 		}
+	}
+}
+
+// TestIdleIdentitiesEnd: what the vendor ends for want of traffic is renewed, and
+// not while a flow may keep it alive, or nobody has used it.
+func TestIdleIdentitiesEnd(t *testing.T) {
+	for _, mode := range []string{"sticky-20m", "per-app-20m", "per-domain-20m"} {
+		synctest.Test(t, func(t *testing.T) {
+			var open atomic.Bool
+			a := &Account{Name: "ox", Template: provider(t, "oxylabs"), Username: "bob", Password: "x", Session: session(t, mode)} // 60 s
+			r := newResolver(t, Options{Sources: []Source{{Account: a}}, Rand: numbered(), Open: func(name string) bool { return name == "ox" && open.Load() }})
+			running(t, r)
+			k := Key{App: "/a", Domain: "a.test"}
+			dial := func() *Endpoint {
+				e := mustPick(t, r, k)
+				report(r, e, Outcome{Kind: Success, Connect: time.Millisecond})
+				return e
+			}
+			first := dial()
+			for range 6 { // less than its limit apart
+				time.Sleep(45 * time.Second)
+				if e := dial(); e != first {
+					t.Fatalf("%s: in use, and renewed", mode)
+				}
+			}
+			open.Store(true)
+			time.Sleep(3 * time.Minute)
+			if e := mustPick(t, r, k); e != first {
+				t.Fatalf("%s: a flow was open, and it was renewed", mode)
+			}
+			open.Store(false)
+			time.Sleep(3 * time.Minute)
+			second := mustPick(t, r, k)
+			if second == first {
+				t.Fatalf("%s: the vendor has ended it, and it goes on", mode)
+			}
+			if mode == "sticky-20m" {
+				time.Sleep(5 * time.Minute)
+				if e := mustPick(t, r, k); e != second {
+					t.Errorf("an identity that nobody had used was renewed")
+				}
+			}
+		})
 	}
 }
 

@@ -115,6 +115,54 @@ func TestVendorsUserNames(t *testing.T) {
 	}
 }
 
+// TestPastedCredentials: user names and passwords as dashboards show them, with
+// parameters, are understood; none is written twice.
+func TestPastedCredentials(t *testing.T) {
+	const sid, id8 = `[0-9a-z]{10}`, `[0-9a-z]{8}`
+	for _, c := range []struct {
+		kind, session, user, pass string
+		vars                      map[string]string
+		wantUser, wantPass        string // regular expressions
+	}{
+		{"oxylabs", "", "customer-bob-cc-US-sessid-abc12345-sesstime-10", "pw", nil, "customer-bob-cc-US-sessid-" + sid + "-sesstime-10", "pw"},
+		{"oxylabs", "", "customer-bob-cc-us-city-new_york-sesstime-5", "pw", nil, "customer-bob-cc-US-city-new_york-sessid-" + sid + "-sesstime-5", "pw"},
+		{"oxylabs", "sticky-30m", "bob-sessid-abc-sesstime-5-cc-DE", "pw", nil, "customer-bob-cc-DE-sessid-" + sid + "-sesstime-30", "pw"},
+		{"oxylabs", "per-connection", "customer-bob-cc-US-sessid-abc", "pw", nil, "customer-bob-cc-US", "pw"},
+		{"oxylabs", "per-connection", "customer-bob-cc-US", "pw", map[string]string{"country": "us"}, "customer-bob-cc-US", "pw"},
+		{"oxylabs", "per-connection", "customer-bob_2-x", "pw", map[string]string{"country": "us"}, "customer-bob_2-x-cc-US", "pw"},
+		{"brightdata", "", "brd-customer-hl_1a2b-zone-residential_proxy1", "pw", nil, "brd-customer-hl_1a2b-zone-residential_proxy1-session-" + sid, "pw"},
+		{"brightdata", "per-connection", "brd-customer-hl_1a2b-zone-z1-country-us-session-rand39", "pw", map[string]string{"city": "newyork"}, "brd-customer-hl_1a2b-zone-z1-country-us-city-newyork", "pw"},
+		{"brightdata", "per-connection", "brd-customer-hl_1a2b-zone-z1-dns-remote-country-gb", "pw", nil, "brd-customer-hl_1a2b-zone-z1-country-gb-dns-remote", "pw"},
+		{"decodo", "", "user-sp123-country-us-city-new_york-session-x1-sessionduration-30", "pw", nil, "user-sp123-country-us-city-new_york-session-" + sid + "-sessionduration-30", "pw"},
+		{"iproyal", "", "bob", "pw_country-br_session-sgn34f3e_lifetime-2h", nil, "bob", "pw_country-br_session-" + id8 + "_lifetime-2h"},
+		{"iproyal", "sticky-10m", "bob", "pw_country-br,us_city-rio_streaming-1", nil, "bob", "pw_country-br,us_city-rio_session-" + id8 + "_lifetime-10m_streaming-1"},
+		{"netnut", "", "bob-res-any-sid-44575", "pw", nil, "bob-res-any-sid-[0-9]+", "pw"},
+		{"netnut", "per-connection", "bob-res_sc-us_alabama_birmingham", "pw", nil, "bob-res_sc-us_alabama_birmingham", "pw"},
+		{"netnut", "per-connection", "bob-smith", "pw", nil, "bob-smith-res-any", "pw"},
+	} {
+		a := &Account{Name: "p", Template: provider(t, c.kind), Username: c.user, Password: proxy.Secret(c.pass), Vars: c.vars, Session: session(t, c.session)}
+		e := mustPick(t, newResolver(t, Options{Sources: []Source{{Account: a}}}), Key{})
+		if !regexp.MustCompile("^"+c.wantUser+"$").MatchString(e.Username) || !regexp.MustCompile("^"+c.wantPass+"$").MatchString(e.Password.Reveal()) {
+			t.Errorf("%s %s %s: became %s %s", c.kind, c.user, c.pass, e.Username, e.Password.Reveal())
+		}
+		// What came of it, pasted, means the same.
+		again := &Account{Name: "p", Template: a.Template, Username: e.Username, Password: e.Password, Vars: c.vars, Session: a.Session}
+		e = mustPick(t, newResolver(t, Options{Sources: []Source{{Account: again}}}), Key{})
+		if !regexp.MustCompile("^" + c.wantUser + "$").MatchString(e.Username) {
+			t.Errorf("%s: pasted again, it became %s", c.kind, e.Username)
+		}
+	}
+	a := &Account{Template: provider(t, "oxylabs"), Username: "customer-bob-cc-US", Password: "pw", Vars: map[string]string{"country": "de"}}
+	if err := a.Validate(); err == nil || err.Error() != "country is another one in username" {
+		t.Errorf("two countries: %v", err)
+	}
+	own := &Account{Template: provider(t, "generic"), Username: "bob-c-de-s-x1", Password: "pw", Host: "h", Port: 1,
+		UsernameFormat: "{user}[-c-{country}][-s-{session}]", Session: session(t, "per-connection")}
+	if e := mustPick(t, newResolver(t, Options{Sources: []Source{{Account: own}}}), Key{}); !regexp.MustCompile("^bob-c-de-s-" + id8 + "$").MatchString(e.Username) {
+		t.Errorf("a format of the user's own: %s", e.Username)
+	}
+}
+
 func TestProvidersRefuseWhatTheyCannotTake(t *testing.T) {
 	for _, c := range []struct {
 		kind, session, key, value string
