@@ -2,6 +2,60 @@ package flow
 
 import "time"
 
-// SettleWithin is how long a connection that is to be reset may take to deliver
-// what was written to it before: nginx's lingering_time.
-const SettleWithin = 30 * time.Second
+// The timers of the data path that an app can come to feel, each with its
+// reason. A TCP connection that is set up has none: silent or half closed, it
+// lives as long as both its ends do, and keep-alive probes tell when one is gone.
+// What upstream's pools, sessions and proofs time for themselves is beside them.
+const (
+	// AcceptWithin is for the handshake between this machine's kernel and an app
+	// that has been let in: three lost SYNs or ACKs (RFC 6298).
+	AcceptWithin = 15 * time.Second
+	// FirstWait is how long an app that was let in first may take for its first
+	// bytes: apps that speak first do so at once, the others lose no more.
+	FirstWait = time.Millisecond
+	// SettleWithin is how long a connection that is to be reset may take to
+	// deliver what was written to it before: nginx's lingering_time.
+	SettleWithin = 30 * time.Second
+
+	// KeepAliveIdle and KeepAliveInterval are for connections with apps: their
+	// probes keep the translation's and conntrack's entries alive, which go after
+	// IdleTranslation, and after 60 s where conntrack knows of one FIN. The other
+	// end is this machine's own kernel, so KeepAliveCount unanswered ones say
+	// that it has forgotten the connection.
+	KeepAliveIdle     = 45 * time.Second
+	KeepAliveInterval = 15 * time.Second
+	KeepAliveCount    = 4
+	// FarKeepAliveIdle, -Interval and -Count are for connections into the network:
+	// often enough for a NAT on the way, and given up as late as a kernel gives up
+	// by itself (RFC 1122 section 4.2.3.6, two hours): an idle connection
+	// outlives a network that was away.
+	FarKeepAliveIdle     = 45 * time.Second
+	FarKeepAliveInterval = time.Minute
+	FarKeepAliveCount    = 120
+	// IdleTranslation is after how much silence the kernel path forgets a
+	// connection: longer than keep-alive takes to find out, so that the entry
+	// never dies before the connection.
+	IdleTranslation = 5 * time.Minute
+	// TranslationTimeWait is how long it knows a closed one, for the last ACK and
+	// repeated FINs. Both ends are in this machine: nothing is later.
+	TranslationTimeWait = 4 * time.Second
+
+	// UDPIdle ends a UDP session that was answered and has been silent, either
+	// way, for so long (RFC 4787 REQ-5 recommends it), UDPIdleUnanswered one that
+	// was not yet (the same: no less than two minutes).
+	UDPIdle           = 5 * time.Minute
+	UDPIdleUnanswered = 2 * time.Minute
+	// UDPIdleDNS ends one that has asked port 53 only (REQ-5 a: well-known ports
+	// may be shorter), and QueryWithin a query: resolvers ask again after 5 s.
+	UDPIdleDNS  = 10 * time.Second
+	QueryWithin = 10 * time.Second
+	// UDPRetry is between two associations for one destination, of which the
+	// first failed or ended.
+	UDPRetry = time.Second
+	// ReassembleWithin is for the fragments of one packet; they come from this
+	// machine (RFC 1122 section 3.3.2 has 60 s for a network).
+	ReassembleWithin = 30 * time.Second
+
+	// EndWithin is how long flows may take to say goodbye when the TUN closes.
+	EndWithin = 2 * time.Second
+)

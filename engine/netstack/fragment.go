@@ -4,13 +4,14 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 const (
-	maxReassemblies  = 64 // each holds one 64 KiB buffer: 4 MiB in all
-	maxFragments     = 128
-	reassembleWithin = 30 * time.Second
-	maxDatagram      = 1<<16 - 1 - ipv6Bytes
+	maxReassemblies = 64 // each holds one 64 KiB buffer: 4 MiB in all
+	maxFragments    = 128
+	maxDatagram     = 1<<16 - 1 - ipv6Bytes
 )
 
 // fragKey names the packet that a fragment is a piece of: RFC 791 section 3.2,
@@ -153,7 +154,7 @@ func (r *reassembler) expire(now time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for key, part := range r.m {
-		if now-part.since > reassembleWithin {
+		if now-part.since > flow.ReassembleWithin {
 			r.poison(part)
 			delete(r.m, key)
 		}

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // piece makes a fragment of the transport bytes whole: those from from to to.
@@ -95,7 +97,7 @@ func TestReassemblyBounds(t *testing.T) {
 	if r.add(piece(false, 0, whole, 1480, 3000), 0) != nil {
 		t.Error("the oldest packet is still there")
 	}
-	r.expire(reassembleWithin + time.Minute)
+	r.expire(flow.ReassembleWithin + time.Minute)
 	if len(r.m) != 0 {
 		t.Errorf("%d packets are held after the time is over", len(r.m))
 	}

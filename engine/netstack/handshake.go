@@ -14,9 +14,8 @@ import (
 )
 
 const (
-	maxPending   = 8192             // handshakes held at a time; more are refused
-	maxPendingTo = maxPending / 4   // of them, to one destination: a flood leaves room for others
-	acceptWithin = 15 * time.Second // for the handshake between our kernel and the app, once accepted: three lost SYNs or ACKs (RFC 6298)
+	maxPending   = 8192           // handshakes held at a time; more are refused
+	maxPendingTo = maxPending / 4 // of them, to one destination: a flood leaves room for others
 )
 
 // tcpAsked is a new flow waiting for the handler's word; it is the handler's
@@ -106,7 +105,7 @@ func (a *tcpAsked) Accept() (flow.StreamConn, error) {
 	a.k.write(a.queue, p.raw)
 	a.syn = nil
 
-	t := time.NewTimer(acceptWithin)
+	t := time.NewTimer(flow.AcceptWithin)
 	defer t.Stop()
 	var why error
 	select {
@@ -116,7 +115,7 @@ func (a *tcpAsked) Accept() (flow.StreamConn, error) {
 		}
 		return c, nil
 	case <-t.C:
-		why = fmt.Errorf("no handshake with the app within %v (does a firewall drop what comes in by the tun device?)", acceptWithin)
+		why = fmt.Errorf("no handshake with the app within %v (does a firewall drop what comes in by the tun device?)", flow.AcceptWithin)
 	case <-a.k.done:
 		why = net.ErrClosed
 	}

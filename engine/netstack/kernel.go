@@ -19,7 +19,6 @@ import (
 
 const (
 	sweepEvery = 2 * time.Second
-	endWithin  = 2 * time.Second // flows may say goodbye to apps before the device closes
 )
 
 // kernel is the kernel path. One goroutine per queue reads packets and deals
@@ -181,7 +180,7 @@ func (k *kernel) Run(ctx context.Context) error {
 	k.gate.Unlock()
 	close(k.done)
 	k.udp.each(func(_ tuple, s *udpSession) { s.Close() })
-	k.waitFlows(endWithin)
+	k.waitFlows(flow.EndWithin)
 	closeErr := k.close()
 	io.Wait()
 	k.flows.Wait()

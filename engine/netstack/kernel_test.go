@@ -337,7 +337,7 @@ func TestFlowTableFull(t *testing.T) {
 func TestExpireTCP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, q := newMemoryKernel(t, funcHandler{stream: func(_ context.Context, _ flow.Flow, p flow.Pending) {
-			p.Accept() // there is no listener: fails after acceptWithin
+			p.Accept() // there is no listener: fails after flow.AcceptWithin
 		}})
 		give := func(flags byte) {
 			k.give(q, craft(appAddr4, "203.0.113.7", protoTCP, tcpSegment(1, 2, 1, 1, flags, "")))
@@ -352,7 +352,7 @@ func TestExpireTCP(t *testing.T) {
 		if p.dst != k.v4.tun || p.tuple().dport != k.v4.port || !k.v4.isPeer(p.src) {
 			t.Errorf("the SYN went from %v to %v", p.src.netip(), p.dst.netip())
 		}
-		time.Sleep(acceptWithin + tcpTimeWait + time.Second)
+		time.Sleep(flow.AcceptWithin + tcpTimeWait + time.Second)
 		k.expireTCP(k.now())
 		if n := k.tcp.count.Load(); n != 0 {
 			t.Errorf("%d flows are left after the handshake failed", n)

@@ -4,19 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// Keep-alive probes on accepted connections pass through the translation and
-// keep its entry alive (see idleTCP), and find apps that have vanished. They
-// come before conntrack forgets a redirected connection that is half closed (60
-// s where the system does not take our timeouts).
-const (
-	keepAliveIdle     = 45 * time.Second
-	keepAliveInterval = 15 * time.Second
-	keepAliveCount    = 4
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // listenerOptions makes a listening socket reachable only by device (nobody on
@@ -48,9 +39,9 @@ func keepAliveOptions(_, _ string, c syscall.RawConn) error {
 	ctlErr := c.Control(func(fd uintptr) {
 		err = errors.Join(
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAliveIdle.Seconds())),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAliveInterval.Seconds())),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount))
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(flow.KeepAliveIdle.Seconds())),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(flow.KeepAliveInterval.Seconds())),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, flow.KeepAliveCount))
 	})
 	if err = errors.Join(ctlErr, err); err != nil {
 		return fmt.Errorf("keep-alive of a listener: %w", err)

@@ -35,7 +35,6 @@ type redirect struct {
 
 const (
 	redirectTries = 8 // ports, until one is free for both families
-	redirectEnds  = 2 * time.Second
 )
 
 // newRedirect opens the listeners.
@@ -226,7 +225,7 @@ func (s *Stack) EndRedirected() {
 	r.once.Do(func() { close(r.end) })
 	select {
 	case <-r.ended:
-	case <-time.After(redirectEnds):
-		k.log.Warn("redirected flows are slow to end", "after", redirectEnds)
+	case <-time.After(flow.EndWithin):
+		k.log.Warn("redirected flows are slow to end", "after", flow.EndWithin)
 	}
 }

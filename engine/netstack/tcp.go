@@ -6,16 +6,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
 const (
-	// idleTCP is how long an open flow may be silent: longer than it takes our
-	// kernel to give up on a vanished app (keep-alive), so the entry never dies
-	// before the connection.
-	idleTCP = 5 * time.Minute
-	// tcpTimeWait is how long a closed flow stays, for the last ACK and repeated FINs.
-	tcpTimeWait = 4 * time.Second
+	idleTCP     = flow.IdleTranslation
+	tcpTimeWait = flow.TranslationTimeWait
 )
 
 // A flow's phase only grows.

@@ -23,10 +23,8 @@ const (
 	maxUDPSessions = 8192
 	evictAtOnce    = maxUDPSessions / 16 // the longest idle ones go together: finding them costs a scan
 	maxUDPHandlers = maxUDPSessions + maxUDPSessions/2
-	idleUDP        = 60 * time.Second
-	idleDNS        = 10 * time.Second // nothing but port 53 was asked
-	queueDatagrams = 256              // per session, towards the handler
-	queueBytes     = 32 << 20         // all sessions together
+	queueDatagrams = 256      // per session, towards the handler
+	queueBytes     = 32 << 20 // all sessions together
 )
 
 // udpSession carries the datagrams of one app socket, whatever their
@@ -385,9 +383,9 @@ func (k *kernel) expireUDP(now time.Duration) {
 		return
 	}
 	k.udp.each(func(_ tuple, s *udpSession) {
-		limit := idleDNS
+		limit := flow.UDPIdleDNS
 		if s.other.Load() {
-			limit = idleUDP
+			limit = flow.UDPIdle // the handler may end it sooner
 		}
 		if now-time.Duration(s.seen.Load()) > limit {
 			s.Close()

@@ -111,7 +111,7 @@ func TestUDPDeadlineAndIdle(t *testing.T) {
 		if err := <-moved; err != nil {
 			t.Errorf("read with its deadline taken away: %v", err)
 		}
-		time.Sleep(idleDNS + time.Second)
+		time.Sleep(flow.UDPIdleDNS + time.Second)
 		k.expireUDP(k.now())
 		if !expired(dns.(*udpSession).done) || expired(other.(*udpSession).done) {
 			t.Error("want the DNS session ended and the other not")
@@ -119,7 +119,12 @@ func TestUDPDeadlineAndIdle(t *testing.T) {
 		if err := wait(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("wait for a closed session: %v", err)
 		}
-		time.Sleep(idleUDP)
+		time.Sleep(flow.UDPIdle - flow.UDPIdleDNS - 5*time.Second) // RFC 4787 REQ-5
+		k.expireUDP(k.now())
+		if expired(other.(*udpSession).done) {
+			t.Error("a session is gone that the handler may keep for five minutes")
+		}
+		time.Sleep(5 * time.Second)
 		k.expireUDP(k.now())
 		if !expired(other.(*udpSession).done) {
 			t.Error("a silent session is kept")

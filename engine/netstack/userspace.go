@@ -16,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
@@ -43,10 +44,6 @@ const (
 	tcpReceiveBytes    = 256 << 10
 	tcpReceiveMaxBytes = (1<<16 - 1) << tcpWindowScale
 	tcpWindowScale     = 5 // RFC 7323; what gVisor makes of tcpReceiveMaxBytes
-
-	// drainTime is how long Run lets flows say goodbye before it closes the
-	// device.
-	drainTime = 2 * time.Second
 )
 
 // userspace is the path that works on every system: gVisor terminates TCP, and
@@ -100,13 +97,13 @@ func (u *userspace) Run(ctx context.Context) error {
 
 	var loops sync.WaitGroup
 	loops.Go(func() { sessions.expire(ctx) })
-	loops.Go(func() { // once ctx has ended, flows get drainTime to say goodbye
+	loops.Go(func() { // once ctx has ended, flows get flow.EndWithin to say goodbye
 		<-ctx.Done()
 		drained := flows.shut()
 		select {
 		case <-drained:
 		case <-u.closed:
-		case <-time.After(drainTime):
+		case <-time.After(flow.EndWithin):
 		}
 		u.close()
 	})

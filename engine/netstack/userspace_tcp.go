@@ -22,13 +22,6 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-// Keep-alives find apps that vanished without a word (a container that was
-// frozen and removed); a live app's kernel answers them by itself.
-const (
-	keepaliveIdle     = 5 * time.Minute
-	keepaliveInterval = 30 * time.Second
-)
-
 // chunkBytes is how much of what an app has sent is handed on at once.
 const chunkBytes = 128 << 10
 
@@ -71,9 +64,10 @@ func (p *heldSYN) Accept() (flow.StreamConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("accept tcp from %s: %s", addrPort(id.RemoteAddress, id.RemotePort), err)
 	}
-	idle, interval := tcpip.KeepaliveIdleOption(keepaliveIdle), tcpip.KeepaliveIntervalOption(keepaliveInterval)
-	ep.SetSockOpt(&idle) // neither can fail on an established endpoint
+	idle, interval := tcpip.KeepaliveIdleOption(flow.KeepAliveIdle), tcpip.KeepaliveIntervalOption(flow.KeepAliveInterval)
+	ep.SetSockOpt(&idle) // none can fail on an established endpoint
 	ep.SetSockOpt(&interval)
+	ep.SetSockOptInt(tcpip.KeepaliveCountOption, flow.KeepAliveCount)
 	ep.SocketOptions().SetKeepAlive(true)
 	return &gvisorConn{TCPConn: gonet.NewTCPConn(queue, ep), ep: ep, chunks: p.chunks}, nil
 }

@@ -14,10 +14,6 @@ import (
 )
 
 const (
-	// udpIdle is how long a session without a datagram in either direction
-	// lasts. RFC 4787 section 4.3 asks a NAT for two minutes; apps that want a
-	// mapping kept send something every 15 to 30 s.
-	udpIdle = 60 * time.Second
 	// udpSweep is how often idle sessions are looked for.
 	udpSweep = 5 * time.Second
 	// udpSessions bounds the table; when it is full, an old session makes way.
@@ -133,7 +129,7 @@ func (u *gvisorUDP) expire(ctx context.Context) {
 		}
 		u.mu.Lock()
 		for app, s := range u.sessions {
-			if s.idle() > udpIdle {
+			if s.idle() > flow.UDPIdle {
 				delete(u.sessions, app)
 				s.shut()
 			}

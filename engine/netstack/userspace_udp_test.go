@@ -175,13 +175,16 @@ func TestUserspaceSessionsExpireAndStayBounded(t *testing.T) {
 		}
 		busy, quiet := add(1), add(2)
 		go u.expire(t.Context())
-		for range 8 {
-			time.Sleep(10 * time.Second)
-			busy.push(gvisorDatagram{payload: make([]byte, 100)})
+		time.Sleep(flow.UDPIdle - time.Second) // RFC 4787 REQ-5
+		busy.push(gvisorDatagram{payload: make([]byte, 100)})
+		synctest.Wait()
+		if isClosed(quiet.closed) {
+			t.Errorf("a session is gone after %v", flow.UDPIdle-time.Second)
 		}
+		time.Sleep(2 * udpSweep)
 		synctest.Wait()
 		if !isClosed(quiet.closed) || isClosed(busy.closed) || len(u.sessions) != 1 {
-			t.Errorf("after 80 s: quiet closed %t, busy closed %t, %d sessions", isClosed(quiet.closed), isClosed(busy.closed), len(u.sessions))
+			t.Errorf("after five minutes: quiet closed %t, busy closed %t, %d sessions", isClosed(quiet.closed), isClosed(busy.closed), len(u.sessions))
 		}
 		for range 2 * udpQueue { // nobody reads
 			busy.push(gvisorDatagram{payload: make([]byte, 100)})
@@ -189,7 +192,7 @@ func TestUserspaceSessionsExpireAndStayBounded(t *testing.T) {
 		if got := u.queued.Load(); got != udpQueue*100 {
 			t.Errorf("%d bytes queued, want %d", got, udpQueue*100)
 		}
-		time.Sleep(udpIdle + udpSweep + time.Second)
+		time.Sleep(flow.UDPIdle + udpSweep + time.Second)
 		synctest.Wait()
 		if len(u.sessions) != 0 || u.queued.Load() != 0 {
 			t.Errorf("%d sessions and %d bytes left", len(u.sessions), u.queued.Load())

@@ -11,8 +11,6 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-const queryTimeout = 10 * time.Second
-
 // dnsOnly is an app's socket as DNS sees it: datagrams to other ports go to
 // other on the way. Once there was one, the socket lives as long as extend says
 // (which moves the deadline), not only as long as there are queries, and has a

@@ -12,9 +12,6 @@ import (
 )
 
 const (
-	// firstWait is how long an app that was accepted first may take for its
-	// first bytes; apps that speak first do so at once.
-	firstWait = time.Millisecond
 	// firstBytesMax is how many of them ride along: a TLS ClientHello with
 	// post-quantum keys has 2 KiB, an HTTP head rarely more than 8.
 	firstBytesMax = 16 << 10
@@ -26,11 +23,11 @@ const (
 )
 
 // firstBytes reads what the app says first, nil if it keeps silent for
-// firstWait. The slice is the caller's. An error means that the app has gone.
+// flow.FirstWait. The slice is the caller's. An error means that the app has gone.
 func (h *Handler) firstBytes(app flow.StreamConn) ([]byte, error) {
 	b := h.chunks.Get().(*[chunkBytes]byte)
 	defer h.chunks.Put(b)
-	_ = app.SetReadDeadline(time.Now().Add(firstWait))
+	_ = app.SetReadDeadline(time.Now().Add(flow.FirstWait))
 	n, err := app.Read(b[:firstBytesMax])
 	_ = app.SetReadDeadline(time.Time{})
 	var timeout net.Error // gVisor has its own

@@ -15,12 +15,9 @@ import (
 )
 
 const (
-	datagramBytes = 65535 + 262      // the longest datagram, and room for a SOCKS5 header
-	udpIdle       = 60 * time.Second // of a socket that got no answer yet
-	udpIdleBoth   = 5 * time.Minute  // of one that did (RFC 4787 REQ-5)
-	udpRetry      = time.Second      // between associations for one destination, failed or ended
-	maxDests      = 1024             // remembered of one socket
-	maxPaths      = 32               // associations of one socket
+	datagramBytes = 65535 + 262 // the longest datagram, and room for a SOCKS5 header
+	maxDests      = 1024        // remembered of one socket
+	maxPaths      = 32          // associations of one socket
 )
 
 // HandlePackets implements flow.Handler.
@@ -34,7 +31,7 @@ const (
 // Where both sides can carry bursts, none of this takes a goroutine's wake-up:
 // who has read the datagrams sends them.
 //
-// The session ends after a minute without a datagram, five once answers came.
+// The session ends after two minutes without a datagram, five once answers came.
 // A socket that only looks names up is no flow.
 func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketConn) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -137,7 +134,7 @@ func (s *session) begin(cancel context.CancelFunc) {
 // run reads what the app sends until the session is idle or app is closed.
 func (s *session) run(ctx context.Context) {
 	s.touch()
-	_ = s.app.SetReadDeadline(time.Now().Add(udpIdle))
+	_ = s.app.SetReadDeadline(time.Now().Add(flow.UDPIdleUnanswered))
 	for {
 		err := s.next(ctx)
 		switch {
@@ -181,9 +178,9 @@ func (s *session) touch() { s.last.Store(time.Now().UnixNano()) }
 
 // extend moves the read deadline to where the idle time ends; false if it has.
 func (s *session) extend() bool {
-	limit := udpIdle
+	limit := flow.UDPIdleUnanswered
 	if s.answered.Load() {
-		limit = udpIdleBoth
+		limit = flow.UDPIdle
 	}
 	end := time.Unix(0, s.last.Load()).Add(limit)
 	if !time.Now().Before(end) {
@@ -215,7 +212,7 @@ func (s *session) send(ctx context.Context, p []byte, to net.Addr) {
 			return
 		}
 		e.path = s.pathFor(ctx, e, ap)
-		e.retry = time.Now().Add(udpRetry)
+		e.retry = time.Now().Add(flow.UDPRetry)
 		if e.path == nil {
 			s.refuse(e, ap)
 			return

@@ -173,7 +173,7 @@ func (s *session) ask(ctx context.Context, p []byte, to net.Addr) {
 		s.h.udpLost.Add(1)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, flow.QueryWithin)
 	q := &query{app: s, packet: slices.Clone(p), to: to, done: ctx.Done(), cancel: cancel}
 	f := s.flow
 	f.Dst = flow.AddrPortOf(to)

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // How long each step may take. A flow's whole set-up ends within
@@ -162,7 +164,8 @@ func worst(errs []error) error {
 }
 
 func (d *netDialer) dialOne(ctx context.Context, ap netip.AddrPort) (*net.TCPConn, error) {
-	nd := net.Dialer{Timeout: dialTimeout, Control: d.opts.Control}
+	nd := net.Dialer{Timeout: dialTimeout, Control: d.opts.Control, KeepAliveConfig: net.KeepAliveConfig{Enable: true,
+		Idle: flow.FarKeepAliveIdle, Interval: flow.FarKeepAliveInterval, Count: flow.FarKeepAliveCount}}
 	nd.SetMultipathTCP(false) // a plain TCP socket is what splice(2) takes
 	c, err := nd.DialTCP(ctx, "tcp", netip.AddrPort{}, ap)
 	var op *net.OpError
