@@ -71,6 +71,8 @@ func (h *Handler) relay(ctx context.Context, l *live, app, up flow.StreamConn) {
 			break
 		}
 	}
+	r.up.jam.stop()
+	r.down.jam.stop()
 	_ = app.Close()
 	_ = up.Close()
 }
@@ -165,6 +167,7 @@ type pump struct {
 	count    func(n int)
 	spoke    atomic.Bool // src has given something
 	refused  atomic.Bool // dst takes no more: what src gives is dropped
+	jam      jam         // of dst
 	wasReset bool        // guarded by mu; because dst was reset
 	ended    bool        // guarded by mu; src has given all
 }
@@ -201,6 +204,7 @@ func (p *pump) Write(b []byte) (int, error) {
 	if p.refused.Load() {
 		return len(b), nil
 	}
+	p.bulk(len(b))
 	n, err := p.dst.Write(b)
 	if n > 0 {
 		p.count(n)
@@ -254,6 +258,7 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 func (p *pump) splice(dst, src *net.TCPConn) error {
 	defer p.resume()
 	for {
+		p.bulk(chunkBytes)
 		_ = src.SetReadDeadline(time.Now().Add(spliceSlice))
 		n, err := dst.ReadFrom(&io.LimitedReader{R: src, N: spliceBytes})
 		if n > 0 {

@@ -52,21 +52,26 @@ func connectTo(ctx context.Context, l *lab.Lab, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return c, connectOn(c, addr)
+}
+
+// connectOn asks for a tunnel on a connection to the local proxy.
+func connectOn(c net.Conn, addr string) error {
 	if _, err := fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\n\r\n", addr); err != nil {
-		return nil, err
+		return err
 	}
 	head := make([]byte, 0, 64)
 	for !bytes.HasSuffix(head, []byte("\r\n\r\n")) {
 		b := make([]byte, 1)
 		if _, err := c.Read(b); err != nil {
-			return nil, err
+			return err
 		}
 		head = append(head, b...)
 	}
 	if !bytes.HasPrefix(head, []byte("HTTP/1.1 200 ")) {
-		return nil, fmt.Errorf("CONNECT: %q", head)
+		return fmt.Errorf("CONNECT: %q", head)
 	}
-	return c, nil
+	return nil
 }
 
 // deliveries is how many of sixty answers arrive.
