@@ -17,7 +17,7 @@ func TestSmallReceiveBuffer(t *testing.T) {
 		t.Skip("SKIPPED: not root: TCP_REPAIR needs CAP_NET_ADMIN")
 	}
 	const size, within = 2 << 20, 8 * time.Second // 20 s without
-	for _, hide := range []bool{false, true} { // spliced; or written, as from an HTTP/2 stream
+	for _, hide := range []bool{false, true} {    // spliced; or written, as from an HTTP/2 stream
 		for _, buffer := range []int{4 << 10, 8 << 10, 16 << 10} {
 			h := handler(t, nil)
 			app, appIn := pair(t)
