@@ -78,7 +78,7 @@ func (e *Engine) openPipeline(ctx context.Context) (_ *pipeline, err error) {
 	}()
 	cfg := e.opt.Config
 	if cfg.Listen.Proxy != "" {
-		o := listener.Options{Address: cfg.Listen.Proxy, Handler: e.flows, Log: e.log}
+		o := listener.Options{Address: cfg.Listen.Proxy, Handler: e.flows, CarriesUDP: e.flows.CarriesUDP, Log: e.log}
 		if process := processOf(e.opt.Host); process != nil && e.rules.NeedsProcess() {
 			o.App = func(src, dst netip.AddrPort) string { return process("tcp", src, dst) }
 		}

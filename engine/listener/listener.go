@@ -59,7 +59,10 @@ type Options struct {
 	// is asked once for each connection, and may take milliseconds. Nil: all
 	// apps share.
 	App func(src, dst netip.AddrPort) string
-	Log *slog.Logger
+	// CarriesUDP says whether there is any way for UDP. Where there is none, UDP
+	// ASSOCIATE is refused. Nil: there is.
+	CarriesUDP func(context.Context) bool
+	Log        *slog.Logger
 }
 
 // Listener is a bound port. Connections wait in the kernel's queue until Run.

@@ -68,6 +68,10 @@ func (s *server) serveSOCKS5(ctx context.Context, app *client) {
 		s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.SOCKS5, app.addr(), t), p)
 		p.Reject(flow.Unreachable) // no effect, unless the Handler forgot
 	case cmdAssociate:
+		if s.opts.CarriesUDP != nil && !s.opts.CarriesUDP(ctx) {
+			app.refuse(socksReply(replyBadCommand, netip.AddrPort{}))
+			return
+		}
 		s.serveAssociation(ctx, app)
 	default: // BIND, or nothing we know
 		app.refuse(socksReply(replyBadCommand, netip.AddrPort{}))

@@ -164,3 +164,20 @@ func FuzzParseDatagram(f *testing.F) {
 		}
 	})
 }
+
+// TestAssociationWithoutUDP: where nothing carries UDP the app is told so at
+// once, as the TUN tells it by ICMP, and can use TCP.
+func TestAssociationWithoutUDP(t *testing.T) {
+	d := &direct{}
+	proxy := startWith(t, Options{Handler: d, CarriesUDP: func(context.Context) bool { return false }})
+	c, err := net.Dial("tcp", proxy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.Write([]byte("\x05\x01\x00\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+	if b, err := io.ReadAll(c); string(b) != "\x05\x00\x05\x07\x00\x01\x00\x00\x00\x00\x00\x00" || err != nil {
+		t.Errorf("%x %v", b, err)
+	}
+}

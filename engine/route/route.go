@@ -21,6 +21,7 @@
 package route
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -220,6 +221,22 @@ func (h *Handler) choose(d *decision, q rules.Query) {
 	default:
 		d.u = h.opts.Current()
 	}
+}
+
+// CarriesUDP says whether there is any way for UDP: by default, or because a
+// rule leads somewhere that carries it.
+func (h *Handler) CarriesUDP(ctx context.Context) bool {
+	o := &h.opts
+	if o.UDP == UDPDirect || o.UDP == UDPAuto && o.Current().CarriesUDP(ctx) {
+		return true
+	}
+	return o.Rules.Any(func(kind flow.VerdictKind, name string) bool {
+		if kind == flow.Via && o.Named != nil {
+			u := o.Named(name)
+			return u != nil && u.CarriesUDP(ctx)
+		}
+		return kind == flow.Direct
+	})
 }
 
 // isDNS: apps' own queries, to whatever server, are answered by us.

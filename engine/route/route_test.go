@@ -452,3 +452,37 @@ func benchmarkRelay(b *testing.B, hide bool) {
 
 func BenchmarkRelaySplice(b *testing.B)   { benchmarkRelay(b, false) }
 func BenchmarkRelayBuffered(b *testing.B) { benchmarkRelay(b, true) }
+
+// TestCarriesUDP: a local SOCKS5 app is promised UDP where there is a way for
+// it, the default one or a rule's.
+func TestCarriesUDP(t *testing.T) {
+	none := newUpstream(t, "http://127.0.0.1:1", upstream.Options{})
+	rule := func(via string) *rules.Set {
+		set, err := rules.Compile([]rules.Rule{{Domain: []string{"a.example"}, Via: via}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return set
+	}
+	for name, c := range map[string]struct {
+		change func(o *Options)
+		want   bool
+	}{
+		"direct":             {func(o *Options) {}, true},
+		"upstream without":   {func(o *Options) { o.Current = func() *upstream.Upstream { return none } }, false},
+		"policy block":       {func(o *Options) { o.UDP = UDPBlock }, false},
+		"policy direct":      {func(o *Options) { o.UDP, o.Current = UDPDirect, func() *upstream.Upstream { return none } }, true},
+		"block, rule direct": {func(o *Options) { o.UDP, o.Rules = UDPBlock, rule("direct") }, true},
+		"block, rule block":  {func(o *Options) { o.UDP, o.Rules = UDPBlock, rule("block") }, false},
+		"block, rule without": {func(o *Options) {
+			o.UDP, o.Rules, o.Named = UDPBlock, rule("x"), func(string) *upstream.Upstream { return none }
+		}, false},
+		"block, rule with": {func(o *Options) {
+			o.UDP, o.Rules, o.Named = UDPBlock, rule("x"), func(string) *upstream.Upstream { return o.Direct }
+		}, true},
+	} {
+		if got := handler(t, c.change).CarriesUDP(t.Context()); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -20,6 +20,7 @@ package rules
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -90,6 +91,11 @@ func (c *compiled) open() bool {
 // NeedsProcess says whether some rule names a process, so that finding it is
 // worth its price.
 func (s *Set) NeedsProcess() bool { return s != nil && s.needsProcess }
+
+// Any says whether is holds for the verdict of some rule.
+func (s *Set) Any(is func(flow.VerdictKind, string) bool) bool {
+	return s != nil && slices.ContainsFunc(s.rules, func(c compiled) bool { return is(c.kind, c.upstream) })
+}
 
 // Match returns the verdict of the first rule that holds for q, or Auto with
 // Rule "default". It does not allocate (unless q.Name has non-ASCII letters,

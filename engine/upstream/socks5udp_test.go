@@ -64,6 +64,27 @@ func TestUDPRefused(t *testing.T) {
 	}
 }
 
+// TestCarriesUDP: an association is promised only where there would be one, and
+// the proxy is asked for one once.
+func TestCarriesUDP(t *testing.T) {
+	for reply, want := range map[byte]bool{0: true, 1: true, 2: false, 7: false} {
+		p := &socksProxy{noUDP: reply}
+		u := open(t, "socks5://"+serve(t, p.handle).String(), nil, Options{})
+		for range 3 {
+			if got := u.CarriesUDP(t.Context()); got != want {
+				t.Errorf("reply %d: UDP %v", reply, got)
+			}
+		}
+		if n := p.refused.Load(); !want && n != 1 {
+			t.Errorf("reply %d: asked %d times", reply, n)
+		}
+		eventually(t, "an association is left open", func() bool { return p.relays.Load() == 0 })
+	}
+	if !open(t, "direct://", nil, Options{}).CarriesUDP(t.Context()) || open(t, "http://127.0.0.1:1", nil, Options{}).CarriesUDP(t.Context()) {
+		t.Error("direct carries UDP, CONNECT does not")
+	}
+}
+
 // TestGroupUDPRefused: another member carries what one refuses to.
 func TestGroupUDPRefused(t *testing.T) {
 	server := udpEcho(t)

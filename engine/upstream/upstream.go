@@ -100,6 +100,7 @@ type Upstream struct {
 	streams protocol
 	packets PacketDialer // nil if it carries no UDP
 	noUDP   atomic.Int64 // unix ns until when UDP is not tried: the proxy has refused it
+	udpSeen atomic.Bool  // it has given an association since it was last flushed
 	stats   counters
 	prover  *prover // of early data; nil if there is none
 	group   *group  // nil if it is one proxy
@@ -162,14 +163,19 @@ func (u *Upstream) Stats() Stats {
 // Flush drops every connection that is kept for flows to come, as when the
 // network has changed under them. Flows that are open go on.
 func (u *Upstream) Flush() {
-	u.noUDP.Store(0)
+	u.forgetUDP()
 	u.streams.flush(true)
 }
 
 // Rest is Flush without making anything ahead again before the next flow.
 func (u *Upstream) Rest() {
-	u.noUDP.Store(0)
+	u.forgetUDP()
 	u.streams.flush(false)
+}
+
+func (u *Upstream) forgetUDP() {
+	u.noUDP.Store(0)
+	u.udpSeen.Store(false)
 }
 
 // Close ends sessions that streams share, and with them their streams.
@@ -242,6 +248,21 @@ func (u *Upstream) Packets() PacketDialer {
 	return u.packets
 }
 
+// CarriesUDP says whether UDP can be carried, for those who have to promise it
+// before there is a datagram. Where nobody knows yet it asks for an association
+// and gives it back; a failure that says nothing of UDP is no refusal.
+func (u *Upstream) CarriesUDP(ctx context.Context) bool {
+	p := u.Packets()
+	if p == nil || u.udpSeen.Load() {
+		return p != nil
+	}
+	c, err := p.DialPackets(ctx, flow.Target{})
+	if err == nil {
+		_ = c.Close()
+	}
+	return !refusesUDP(err)
+}
+
 // packets adds the upstream's name and statistics to a protocol's PacketDialer.
 type packets struct {
 	u *Upstream
@@ -258,6 +279,7 @@ func (p packets) DialPackets(ctx context.Context, t flow.Target) (net.PacketConn
 		}
 		return nil, p.u.wrap(ctx, err)
 	}
+	p.u.udpSeen.Store(true)
 	p.u.stats.alive()
 	p.u.stats.flows.Add(1)
 	return c, nil
