@@ -181,6 +181,9 @@ func readReply(c io.Reader) error {
 			return err
 		}
 		if r.status >= 200 {
+			if a, ok := c.(*answer); ok && r.pageLike() && a.canPeek() && !a.page() {
+				return nil
+			}
 			return r.judge()
 		}
 		if r.status == 101 {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -14,6 +16,7 @@ const (
 	maxReplyBytes = 16 << 10 // of all heads together, so that 1xx answers are bounded too
 	maxTextBytes  = 160      // of a proxy's own words in an error
 	maxWords      = 16       // header fields that are kept of one
+	pageWait      = 250 * time.Millisecond
 )
 
 const (
@@ -31,6 +34,7 @@ type reply struct {
 	proxyStatus string            // Proxy-Status (RFC 9209)
 	message     string            // X-Error-Description, x-brd-err-msg …
 	words       map[string]string // the fields of a failure that may tell more; names in lower case
+	logins      []string          // the ways to authenticate that it offers
 }
 
 func errHeadTooLong() error {
@@ -137,6 +141,8 @@ func (r *reply) field(name, value string) {
 		r.body = r.body || strings.Trim(value, "0") != ""
 	case "transfer-encoding":
 		r.body = true
+	case "proxy-authenticate", "www-authenticate":
+		r.logins = appendLogins(r.logins, value)
 	case "proxy-status":
 		r.proxyStatus = clip(value, maxTextBytes)
 	case "x-error-description", "x-brd-err-msg", "x-luminati-error":
@@ -144,6 +150,25 @@ func (r *reply) field(name, value string) {
 			r.message = clip(value, maxTextBytes)
 		}
 	}
+}
+
+// appendLogins adds the authentication schemes in a field with challenges (RFC
+// 9110 section 11.6.1), as far as they are known: the commas in it are also
+// between parameters.
+func appendLogins(have []string, value string) []string {
+	quoted := false
+	for part := range strings.FieldsFuncSeq(value, func(r rune) bool {
+		quoted = quoted != (r == '"')
+		return r == ',' && !quoted
+	}) {
+		word, _, _ := strings.Cut(strings.TrimSpace(part), " ")
+		for _, known := range [...]string{"Basic", "Digest", "NTLM", "Negotiate", "Kerberos", "Bearer"} {
+			if strings.EqualFold(word, known) && !slices.Contains(have, known) {
+				have = append(have, known)
+			}
+		}
+	}
+	return have
 }
 
 // text is the answer in words.
@@ -170,14 +195,36 @@ func (r *reply) judge() error {
 	return err
 }
 
+// pageLike says that the head of a success is that of a page. It may be a web
+// server's, or noise that some proxies make and that RFC 9110 section 9.3.6 has
+// us ignore; either mark alone is noise.
+func (r *reply) pageLike() bool {
+	return r.status >= 200 && r.status < 300 && r.html && r.body
+}
+
+// page says that what follows the head is a page, and not a tunnel's first
+// bytes or none: a page follows at once.
+func (a *answer) page() bool {
+	a.g.readBy(time.Now().Add(pageWait))
+	defer a.g.readBy(a.full)
+	var b [64]byte
+	n, _ := a.peek(b[:])
+	text := bytes.TrimLeft(b[:n], "\ufeff \t\r\n")
+	if size, rest, ok := bytes.Cut(text, []byte("\n")); ok && len(bytes.Trim(size, "0123456789abcdefABCDEF\r")) == 0 {
+		text = rest // in chunks
+	}
+	return bytes.HasPrefix(text, []byte("<"))
+}
+
 func (r *reply) sort() error {
 	switch {
-	case r.status >= 200 && r.status < 300 && r.html && r.body:
-		// A page in place of a tunnel. Either mark alone is noise that some
-		// proxies make and that RFC 9110 has us ignore.
+	case r.pageLike():
 		return fault(Protocol, fmt.Errorf("%w with a web page", r.text()), hintNotProxy)
 	case r.status >= 200 && r.status < 300:
 		return nil
+	case r.status == 407 && len(r.logins) > 0 && !slices.Contains(r.logins, "Basic"):
+		return fault(Auth, fmt.Errorf("%w, and offers %s alone", r.text(), strings.Join(r.logins, " and ")),
+			"only Basic is spoken here: ask for that, or for SOCKS5, or put a proxy before it that speaks "+r.logins[0])
 	case r.status == 407, r.status == 401:
 		return fault(Auth, r.text(), hintAuth)
 	case r.proxyStatus != "", r.message != "": // only proxies say these

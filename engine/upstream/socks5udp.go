@@ -110,7 +110,9 @@ type association struct {
 	raw          syscall.RawConn
 	control      *net.TCPConn
 	dialer       *socks5
-	alone        atomic.Bool // the kernel does not cut messages into datagrams
+	alone        atomic.Bool                 // the kernel does not cut messages into datagrams
+	only         atomic.Pointer[flow.Target] // that was sent to; nil before the first
+	several      atomic.Bool                 // others were, too
 	watching     sync.WaitGroup
 	closing      sync.Once
 }
@@ -152,11 +154,40 @@ func (a *association) WriteTo(p []byte, to net.Addr) (int, error) {
 	if !nameable(t) {
 		return 0, errName
 	}
+	a.note(t)
 	b := append(appendSOCKSAddr(make([]byte, 3, maxSOCKSHeaderBytes+len(p)), t), p...)
 	if _, err := a.Write(b); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// note remembers whom the association speaks to, as long as that is one.
+func (a *association) note(t flow.Target) {
+	if a.several.Load() {
+		return
+	}
+	if only := a.only.Load(); only != nil {
+		a.several.Store(*only != t)
+		return
+	}
+	first := t // alone on the heap
+	a.only.CompareAndSwap(nil, &first)
+}
+
+// source is who a datagram is from that t is said to be the source of. Some
+// relays name nobody (0.0.0.0:0), or by name whom we named by address: then it
+// is from the only one that was spoken to; not known if there are several.
+func (a *association) source(t flow.Target) (flow.Target, bool) {
+	only := a.only.Load()
+	switch {
+	case t.Name == "" && !t.Addr.IsUnspecified() && t.Port != 0,
+		t.Name != "" && (only == nil || a.several.Load() || only.Name != "" || only.Port != t.Port):
+		return t, true
+	case only == nil || a.several.Load():
+		return t, false
+	}
+	return *only, true
 }
 
 var errName = errors.New("send datagram: no address, and no name that fits into a header")
@@ -176,7 +207,11 @@ func (a *association) ReadFrom(p []byte) (int, net.Addr, error) {
 		if err != nil {
 			return 0, nil, err
 		}
-		if t, payload, ok := parseSOCKSDatagram(p[:n]); ok {
+		t, payload, ok := parseSOCKSDatagram(p[:n])
+		if ok {
+			t, ok = a.source(t)
+		}
+		if ok {
 			return copy(p, payload), addrOf(t), nil
 		}
 		a.dialer.stats.udpBogus.Add(1)

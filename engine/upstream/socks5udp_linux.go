@@ -29,6 +29,7 @@ func (a *association) Send(ms []flow.Datagram) (done, lost int, err error) {
 				from := len(b.heads)
 				b.heads = appendSOCKSAddr(append(b.heads, 0, 0, 0), t)
 				head = b.heads[from:]
+				a.note(t)
 			}
 			b.add(head, m.Data, netip.AddrPort{}, false, !a.alone.Load())
 		}
@@ -53,6 +54,9 @@ func (a *association) Receive(f func([]flow.Datagram)) error {
 	stats := a.dialer.stats
 	return a.dialer.receive(a.raw, &stats.udpOverflow, func(b []byte, _ netip.AddrPort) (flow.Datagram, bool) {
 		t, payload, ok := parseSOCKSDatagram(b)
+		if ok {
+			t, ok = a.source(t)
+		}
 		if !ok {
 			stats.udpBogus.Add(1)
 		}

@@ -103,3 +103,49 @@ func TestGroupUDPRefused(t *testing.T) {
 		t.Errorf("asked %d times: %+v", n, i)
 	}
 }
+
+// TestUDPSource: a relay that names nobody, or by name whom we named by address,
+// is understood as long as one destination alone was spoken to; what cannot be
+// anybody's is dropped. Too long a datagram harms no other.
+func TestUDPSource(t *testing.T) {
+	server, other := udpEcho(t), udpEcho(t)
+	const anyPort = 65535 // becomes the sender's
+	for name, c := range map[string]struct {
+		proxy *socksProxy
+		want  int // datagrams with the source that was sent to, of those to one, and then to another
+	}{
+		"right":          {&socksProxy{}, 2},
+		"nobody":         {&socksProxy{source: &flow.Target{Addr: netip.IPv4Unspecified()}}, 1},
+		"no address":     {&socksProxy{source: &flow.Target{Addr: netip.IPv4Unspecified(), Port: anyPort}}, 1},
+		"no port":        {&socksProxy{source: &flow.Target{Addr: netip.MustParseAddr("127.0.0.1")}}, 1},
+		"nobody, IPv6":   {&socksProxy{source: &flow.Target{Addr: netip.IPv6Unspecified()}}, 1},
+		"a name":         {&socksProxy{source: &flow.Target{Name: "echo.example", Port: anyPort}}, 1},
+		"relay by name":  {&socksProxy{nameRelay: true}, 2},
+		"relay: 0.0.0.0": {&socksProxy{zeroRelay: true}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := open(t, "socks5://"+serve(t, c.proxy.handle).String(), nil, Options{})
+			conn, err := u.Packets().DialPackets(within(t, 5*time.Second), flow.TargetOf(server))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := conn.WriteTo(make([]byte, maxDatagramBytes), flow.UDPAddrOf(server)); err == nil {
+				t.Error("a datagram that has no room for its header was sent")
+			}
+			got, b := 0, make([]byte, 2048)
+			for _, to := range []netip.AddrPort{server, other} {
+				if _, err := conn.WriteTo([]byte("hello"), flow.UDPAddrOf(to)); err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				if n, from, err := conn.ReadFrom(b); err == nil && flow.AddrPortOf(from) == to && string(b[:n]) == "hello" {
+					got++
+				}
+			}
+			if got != c.want {
+				t.Errorf("%d of 2", got)
+			}
+		})
+	}
+}

@@ -122,6 +122,8 @@ func httpProxy(auth string) func(net.Conn) {
 type socksProxy struct {
 	user, pass string
 	zeroRelay  bool         // say 0.0.0.0 as relay address
+	nameRelay  bool         // say "localhost" as relay address
+	source     *flow.Target // say this as every datagram's source
 	noUDP      byte         // reply to ASSOCIATE, 0: there are associations
 	refused    atomic.Int32 // associations
 	relays     atomic.Int32 // live associations
@@ -204,6 +206,9 @@ func (p *socksProxy) associate(c *net.TCPConn) {
 	if p.zeroRelay {
 		copy(reply[4:8], []byte{0, 0, 0, 0})
 	}
+	if p.nameRelay {
+		reply = appendSOCKSAddr([]byte{5, 0, 0}, flow.Target{Name: "localhost", Port: ap.Port()})
+	}
 	c.Write(reply)
 	var client atomic.Pointer[netip.AddrPort]
 	go func() {
@@ -235,7 +240,12 @@ func (p *socksProxy) associate(c *net.TCPConn) {
 			if err != nil {
 				return
 			}
-			h := appendSOCKSAddr([]byte{0, 0, 0}, flow.TargetOf(from))
+			source := flow.TargetOf(from)
+			if p.source != nil {
+				source = *p.source
+				source.Port = min(source.Port, from.Port())
+			}
+			h := appendSOCKSAddr([]byte{0, 0, 0}, source)
 			relay.WriteToUDPAddrPort(append(h, b[:n]...), *client.Load())
 		}
 	}()
