@@ -62,7 +62,7 @@ func TestUnheardRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if n := requests.Load(); n != 1 || !tr.Early {
+	if n := reachedBy(requests, 1, true); n != 1 || !tr.Early {
 		t.Errorf("%d requests, %+v", n, tr)
 	}
 }
