@@ -29,7 +29,8 @@ type Host interface {
 	// Apply makes the machine match cfg. It is idempotent, and all-or-nothing:
 	// on an error the machine is as it was before the call. Every change is
 	// journalled before it is made. The zero NetConfig undoes everything that
-	// this Host (or a crashed one before it) has changed, object by object.
+	// this Host (or a crashed one before it) has changed, object by object; it
+	// reads back, and what is left all the same is an error.
 	Apply(ctx context.Context, cfg NetConfig) error
 
 	// Changes delivers a value after the physical network has changed: links,
@@ -148,6 +149,14 @@ type Processes interface {
 // for people, as of the last Apply. A Host may be one.
 type Warner interface {
 	Warnings() []string
+}
+
+// Captor tells whether what Apply made has taken effect. A Host may be one.
+type Captor interface {
+	// Captures asks the system itself, and reports whether an app's packet to the
+	// internet would enter the TUN, or go nowhere, in every address family. It
+	// takes less than a millisecond and waits for no Apply.
+	Captures() bool
 }
 
 // Errors that callers branch on; they are wrapped with what was being done.

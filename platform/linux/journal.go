@@ -209,15 +209,6 @@ func (j *journal) undone(seq int) error {
 	return j.write(entry{Seq: seq, Undone: true})
 }
 
-// keep makes entries all that is in force.
-func (j *journal) keep(entries []entry) error {
-	if len(entries) == 0 {
-		return j.clear()
-	}
-	j.pending = entries
-	return j.rewrite()
-}
-
 // clear removes the file: nothing is in force.
 func (j *journal) clear() error {
 	j.close()
@@ -226,6 +217,22 @@ func (j *journal) clear() error {
 		return fmt.Errorf("remove the journal: %w", err)
 	}
 	return nil
+}
+
+// keep makes rest all that is in force. A damaged file stays under another name.
+func (j *journal) keep(rest []entry, damaged bool) error {
+	j.close()
+	j.pending = rest
+	path := filepath.Join(j.dir, journalName)
+	if damaged {
+		if err := os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("put the journal aside: %w", err)
+		}
+	}
+	if len(rest) == 0 {
+		return j.clear()
+	}
+	return j.rewrite()
 }
 
 func (j *journal) close() {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
@@ -23,6 +24,7 @@ var (
 	_ platform.Uplink    = (*Host)(nil)
 	_ platform.Processes = (*Host)(nil)
 	_ platform.Warner    = (*Host)(nil)
+	_ platform.Captor    = (*Host)(nil)
 )
 
 const lockName = "lock"
@@ -47,8 +49,11 @@ type Host struct {
 	watched sync.WaitGroup          // the monitor
 	repairs *rate.Limiter
 
+	captor atomic.Pointer[string] // the TUN that traffic is to enter; nil if there is none
+
 	lackMu sync.Mutex // apart from mu, so that Warnings never waits for an Apply
 	lacks  []string   // guarded by lackMu: what works less well than it could
+	past   []string   // guarded by lackMu: what is to be said of an earlier run, until all is seen to be undone
 
 	mu      sync.Mutex
 	journal *journal           // guarded by mu; nil without privileges
@@ -126,26 +131,41 @@ func (h *Host) recover(dir string) error {
 		return err
 	}
 	h.journal, err = openJournal(dir)
-	if err == nil {
-		if n := len(h.journal.pending); n > 0 {
-			h.log.Info("undoing what an earlier run left", "changes", n)
-		}
-		err = h.undoAll()
+	if n := len(h.journal.pending); n > 0 {
+		h.log.Info("undoing what an earlier run left", "changes", n)
 	}
-	if err == nil {
-		err = h.sweep()
+	if err != nil { // neither may the machine stay as it is, nor may the file stand in the way of every start
+		h.past = append(h.past, err.Error()+"; what can be found without it was undone")
+		err = h.salvage(err)
+	} else {
+		err = errors.Join(h.undoAll(), h.late, h.sweep(), h.freeStray())
 	}
 	if err != nil {
-		h.unlock()
-		if errors.Is(err, errJournal) {
-			return fmt.Errorf("%w; `atlantic rescue` restores the machine and starts a new one", err)
-		}
-		return fmt.Errorf("undo an earlier run: %w", err)
+		h.past = append(h.past, "an earlier run cannot be undone completely: "+err.Error())
 	}
-	if err := errors.Join(h.late, h.freeStray()); err != nil {
-		h.log.Warn("an earlier run cannot be undone completely", "error", err)
+	for _, what := range h.past {
+		h.log.Warn("an earlier run", "left", what)
 	}
 	return nil
+}
+
+// salvage undoes all that the journal tells of, though it may be damaged, and
+// all that bears our name. A damaged file is put aside, where it can be looked at.
+func (h *Host) salvage(damage error) error {
+	var errs []error
+	var failed []entry
+	for _, e := range slices.Backward(h.journal.pending) {
+		if err := h.undo(*e.Op); err != nil {
+			errs = append(errs, fmt.Errorf("undo %s: %w", e.Op, err))
+			failed = append(failed, e)
+		}
+	}
+	errs = append(errs, h.sweep())
+	slices.Reverse(failed)                                        // kept: whoever tries again still has to know of it
+	if err := h.journal.keep(failed, damage != nil); err != nil { // to undo what is undone already is harmless
+		h.log.Warn("the journal still tells of what was undone", "error", err)
+	}
+	return errors.Join(append(errs, h.freeStray())...)
 }
 
 // Rescue restores the machine without a service, whatever state the journal is
@@ -169,22 +189,11 @@ func rescue(log *slog.Logger, opts platform.Options, sys system) error {
 	if err := noOtherRuns(); err != nil {
 		return err
 	}
-	j, err := openJournal(opts.StateDir)
-	if err != nil {
-		log.Warn("the journal is damaged; undoing what can be read", "error", err)
+	var damage error
+	if h.journal, damage = openJournal(opts.StateDir); damage != nil {
+		log.Warn("the journal is damaged; undoing what can be read", "error", damage)
 	}
-	h.journal = j
-	var left []entry // kept: whoever tries again still has to know of it
-	var errs []error
-	for _, e := range slices.Backward(slices.Clone(j.pending)) {
-		if err := h.undo(*e.Op); err != nil {
-			errs = append(errs, fmt.Errorf("undo %s: %w", e.Op, err))
-			left = append(left, e)
-		}
-	}
-	slices.Reverse(left)
-	errs = append(errs, h.sweep(), j.keep(left), h.freeStray())
-	return errors.Join(errs...)
+	return errors.Join(h.salvage(damage), h.leftover())
 }
 
 // lockState makes the state directory and takes its lock, which ends with the
@@ -193,15 +202,11 @@ func lockState(dir string) (*os.File, error) {
 	if dir == "" {
 		return nil, errors.New("no state directory is given")
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the state directory: %w", err)
-	}
-	fd, err := unix.Open(filepath.Join(dir, lockName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	f, err := openLock(dir)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", filepath.Join(dir, lockName), err)
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), lockName)
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("%w (it holds the lock in %s)", platform.ErrRunning, dir)
@@ -209,6 +214,27 @@ func lockState(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// openLock opens the file that is locked. A directory on a disk that is full,
+// read-only or failing must not keep the machine from being restored: then the
+// directory itself is locked, or the one above it that is there.
+func openLock(dir string) (*os.File, error) {
+	path := filepath.Join(dir, lockName)
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		var fd int
+		if fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600); err == nil {
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		err = fmt.Errorf("open %s: %w", path, err)
+	}
+	for at := path; at != "/"; at = filepath.Dir(at) {
+		if fd, errRead := unix.Open(at, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); errRead == nil {
+			return os.NewFile(uintptr(fd), at), nil
+		}
+	}
+	return nil, err
 }
 
 // ownDir refuses a directory in which others could put another file: what is
@@ -269,8 +295,14 @@ func (h *Host) Apply(ctx context.Context, cfg platform.NetConfig) error {
 	h.cfg = cfg
 	h.routes.forget()
 	if cfg.TUN == "" {
-		return h.late // the monitor tries again, but what is left now is to be told now
+		h.captor.Store(nil)
+		err := h.leftover()
+		if err == nil {
+			h.forgetPast()
+		}
+		return err // the monitor tries again, but what is left now is to be told now
 	}
+	h.captor.Store(&cfg.TUN)
 	return nil
 }
 
@@ -315,7 +347,13 @@ func (h *Host) lack(what string) {
 func (h *Host) Warnings() []string {
 	h.lackMu.Lock()
 	defer h.lackMu.Unlock()
-	return slices.Clone(h.lacks)
+	return slices.Concat(h.past, h.lacks)
+}
+
+func (h *Host) forgetPast() {
+	h.lackMu.Lock()
+	defer h.lackMu.Unlock()
+	h.past = nil
 }
 
 func (h *Host) forgetLacks() {
@@ -351,7 +389,7 @@ func (h *Host) Close() error {
 	defer h.mu.Unlock()
 	var errs []error
 	if h.journal != nil {
-		errs = append(errs, h.undoAll(), h.late)
+		errs = append(errs, h.undoAll(), h.leftover())
 		h.journal.close()
 	}
 	for _, d := range h.tuns {

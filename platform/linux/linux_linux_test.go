@@ -151,8 +151,9 @@ func TestKilledDuringRecovery(t *testing.T) {
 	equalState(t, "after kills during recovery", m.snapshot(), before)
 }
 
-// A journal that cannot be used is told, nothing is touched, and Rescue
-// restores the machine by the names of our objects.
+// A journal that cannot be used keeps neither a start nor a rescue from
+// restoring the machine, by what can be read of it and by the names of our
+// objects; a start tells.
 func TestRescueWithDamagedJournal(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -175,9 +176,22 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	if _, err := newHost(log, m.options(), m.sys); !errors.Is(err, errJournal) || !strings.Contains(err.Error(), "atlantic rescue") {
-		t.Fatalf("new: %v, want an error that names `atlantic rescue`", err)
+	damaged := read(t, path)
+	h := m.open(t)
+	if w := h.Warnings(); len(w) == 0 || !strings.Contains(w[0], "line 5 is damaged") {
+		t.Errorf("warnings: %q", w)
 	}
+	h.Close()
+	equalState(t, "after a start", m.snapshot(), before)
+	if got := read(t, path+".damaged"); got != damaged {
+		t.Error("the damaged journal was not put aside as it was")
+	}
+	_ = os.Remove(path + ".damaged")
+
+	again := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+	again.Env = cmd.Env
+	_ = again.Run()
+	writeFile(t, path, damaged)
 	if err := rescue(log, m.options(), m.sys); err != nil {
 		t.Fatalf("rescue: %v", err)
 	}

@@ -3,7 +3,9 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -84,6 +86,53 @@ func routedDevice() (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// leftover says what of ours is in this network although everything should have
+// been undone: it looks at the system, not at what was done. What could not be
+// undone in resolv.conf was found by reading it back, and is in h.late.
+func (h *Host) leftover() error {
+	var left []string
+	var errs []error
+	rules, err := ownRules()
+	errs = append(errs, err)
+	for _, r := range rules {
+		left = append(left, "ip rule "+r.String())
+	}
+	routes, err := ownRoutes()
+	errs = append(errs, err)
+	for _, r := range routes {
+		left = append(left, "ip route "+r.String())
+	}
+	if there, err := nftPresent(); err == nil && there { // an error is no nftables, so no table
+		left = append(left, "nft table inet "+nftTable)
+	}
+	if len(left) > 0 {
+		errs = append(errs, errors.New("still there: "+strings.Join(left, "; ")))
+	}
+	return errors.Join(append(errs, h.late)...)
+}
+
+// Captures implements platform.Captor. Two addresses of each family stand for
+// the internet, one in each half: routes to halves are how others take it over.
+func (h *Host) Captures() bool {
+	name := h.captor.Load()
+	if name == nil {
+		return false
+	}
+	for _, a := range []string{"1.1.1.1", "192.0.2.1", "2001:db8::1", "a001:db8::1"} {
+		routes, err := netlink.RouteGet(net.ParseIP(a))
+		if err != nil {
+			continue // no way at all
+		}
+		for _, r := range routes {
+			link, err := netlink.LinkByIndex(r.LinkIndex)
+			if err != nil || link.Attrs().Name != *name {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // sweep removes what bears our name, for the case that no journal tells of it.

@@ -3,9 +3,11 @@ package linux
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -327,4 +329,44 @@ func TestFakeRangeInTheLAN(t *testing.T) {
 		w := h.Warnings()
 		return len(w) == 1 && strings.Contains(w[0], "10.70.1.0/24") && strings.Contains(w[0], "fake_range")
 	})
+}
+
+// A state directory that cannot be written keeps neither a start nor a rescue
+// from undoing what is in force.
+func TestReadOnlyStateIsUndone(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	for name, undo := range map[string]func(m machine) error{
+		"start": func(m machine) error {
+			h, err := newHost(slog.New(slog.DiscardHandler), m.options(), m.sys)
+			if err == nil {
+				err = h.Close()
+			}
+			return err
+		},
+		"rescue": func(m machine) error { return rescue(slog.New(slog.DiscardHandler), m.options(), m.sys) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			before := m.snapshot()
+			cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+			cmd.Env = append(os.Environ(), crashEnv+"=24", crashDirEnv+"="+m.dir)
+			_ = cmd.Run()
+			if m.snapshot() == before {
+				t.Fatal("nothing was left behind, so nothing is tested")
+			}
+			state := m.options().StateDir
+			run(t, "mount", "--bind", "-o", "ro", state, state)
+			run(t, "mount", "-o", "remount,ro,bind", state)
+			t.Cleanup(func() { run(t, "umount", "-l", state) })
+			if err := undo(m); err != nil {
+				t.Error(err)
+			}
+			equalState(t, "after a "+name+" with a read-only state", m.snapshot(), before)
+			if err := undo(m); err != nil {
+				t.Errorf("once more: %v", err)
+			}
+		})
+	}
 }

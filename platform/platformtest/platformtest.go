@@ -29,6 +29,7 @@ var (
 	_ platform.Host      = (*Host)(nil)
 	_ platform.Uplink    = (*Host)(nil)
 	_ platform.Processes = (*Host)(nil)
+	_ platform.Captor    = (*Host)(nil)
 )
 
 // errClosed is what a closed Host answers.
@@ -146,6 +147,13 @@ func (h *Host) Process(_ string, src, _ netip.AddrPort) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.processes[src]
+}
+
+// Captures reports whether a TUN is in force whose device is open.
+func (h *Host) Captures() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.current.TUN != "" && len(h.tuns) > 0 && !h.tuns[len(h.tuns)-1].isClosed()
 }
 
 // Applied returns every NetConfig that Apply accepted, oldest first.
