@@ -44,7 +44,7 @@ func (p *pipeline) carry(ctx context.Context, e *Engine) error {
 				pause = carrierPause
 			}
 			select { // status tells
-			case e.in <- message{carrier: true}:
+			case e.in <- changed{}:
 			case <-ctx.Done():
 			case <-e.ended:
 			}

@@ -35,72 +35,59 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
-// Options are what an Engine is made from. Log, Host and Config are required.
+// Options are what an Engine is made from. Log and Host are required.
 type Options struct {
-	Config   *config.Config
-	Host     platform.Host
-	StateDir string // intent and the fake-address map are kept here
-	NoTUN    bool   // local proxy only
-	Up       bool   // want On from the start, whatever was kept
-	Version  string // of the service, for status
-	Log      *slog.Logger
+	// Config is nil if none can be used: traffic is held then, and ConfigErr is
+	// the cause.
+	Config *config.Config
+	// ConfigErr is why the configuration file is not what Config is; nil if it is.
+	ConfigErr error
+	Host      platform.Host
+	StateDir  string // what outlives a restart is kept here
+	NoTUN     bool   // local proxy only
+	Up        bool   // want On from the start, whatever was kept
+	Version   string // of the service, for status
+	Log       *slog.Logger
 }
 
 // Engine implements apiserver.Backend. Its methods may be called from any
 // goroutine, before, during and after Run.
 type Engine struct {
-	opt   Options
-	log   *slog.Logger
-	rules *rules.Set
-	flows *route.Handler
-	names *names
-	dns   *dns.Server
-	ups   *upstreams
-	watch watchers
-	in    chan message
-	quit  chan struct{} // closed by Shutdown
-	ended chan struct{} // closed by Run at its end
-	held  atomic.Bool   // flows are refused; read on every flow
-	snap  atomic.Pointer[snapshot]
+	opt      Options
+	log      *slog.Logger
+	unusable *api.Error // why there is no configuration; nil if there is one
+	rules    *rules.Set
+	flows    *route.Handler
+	names    *names
+	dns      *dns.Server
+	ups      *upstreams
+	keeper   *keeper
+	watch    watchers
+	in       chan event
+	quit     chan struct{} // closed by Shutdown
+	ended    chan struct{} // closed by Run once it is over
+	held     atomic.Bool   // flows are refused; written by Run alone, read on every flow
+	snap     atomic.Pointer[snapshot]
 
 	// Owned by Run.
-	m      machine
-	intent intent
-	cause  *api.Error
-	former *string   // the choice before the one that came with the try under way; nil if none did
-	pipe   *pipeline // nil while nothing runs
-	job    *job      // the start or stop in progress, nil if none
-	probe  *job      // the look at the upstream in progress, nil if none
-	sw     *job      // the check of another upstream in progress, nil if none
-	timer  *time.Timer
-	tries  int       // retries since the last success
-	broken bool      // pipe has died of itself
-	looked time.Time // when the upstream was last looked at
+	m          machine
+	intent     intent
+	cause      *api.Error
+	hurdle     error     // why traffic cannot be caught, where that is not the cause
+	left       error     // why the machine was not restored when it should have been
+	mustChoose bool      // the upstream that was proven is gone: only a choice opens
+	former     *string   // the choice before the one that came with the try under way; nil if none did
+	pipe       *pipeline // nil while nothing runs
+	job        *job      // the start or stop in progress, nil if none
+	probe      *job      // the look at the upstream in progress, nil if none
+	sw         *job      // the check of another upstream in progress, nil if none
+	timer      *time.Timer
+	tries      int       // retries since the last success
+	broken     bool      // pipe has died of itself
+	looked     time.Time // when the upstream was last looked at
 
 	quitOnce sync.Once
 	work     sync.WaitGroup // of all jobs
-}
-
-// message is what Run's goroutine is told.
-type message struct {
-	in      input
-	err     error
-	pipe    *pipeline  // with inStarted
-	from    *job       // the job that speaks, nil if it is not one
-	reply   chan error // with prefs and sw
-	prefs   *api.Prefs
-	sw      *upstreamSwitch
-	carrier bool // the carrier of TCP may have changed
-	// suspect is an upstream that has just failed a flow.
-	suspect *upstream.Upstream
-}
-
-// job is work beside Run. Its owner waits for done.
-type job struct {
-	cancel context.CancelFunc
-	done   chan struct{} // closed when answer is set
-	answer message
-	stale  bool // of a start: another upstream was chosen meanwhile; owned by Run
 }
 
 // New prepares an engine. It reads the kept intent and the fake-address map but
@@ -109,11 +96,18 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt:   opt,
 		log:   opt.Log,
-		in:    make(chan message, 16),
+		in:    make(chan event, 16),
 		quit:  make(chan struct{}),
 		ended: make(chan struct{}),
 		m:     machine{state: api.Off},
 	}
+	if opt.Config == nil {
+		e.unusable = Explain(opt.ConfigErr)
+		opt.Config = config.Default()
+		opt.Config.Listen.Proxy = "" // nothing is carried: a port that is taken must not keep traffic from being held
+		e.opt.Config = opt.Config
+	}
+	e.keeper = newKeeper(opt.StateDir, opt.Log, func() { e.tell(changed{}) })
 	e.timer = time.NewTimer(time.Hour)
 	e.timer.Stop()
 	var err error
@@ -134,8 +128,8 @@ func New(opt Options) (*Engine, error) {
 		Fake4:    opt.Config.DNS.FakeRange,
 		Fake6:    addr6.Masked(),
 		File:     filepath.Join(opt.StateDir, "names"),
-		Exchange: e.names.exchange,
-		Local:    e.names.local,
+		Exchange: e.unlessHeld(e.names.exchange, func() bool { return true }),
+		Local:    e.unlessHeld(e.names.local, func() bool { return e.ups.current() == e.ups.direct }),
 		Refuse:   e.names.refusesAnswer,
 		Log:      opt.Log,
 	}); err != nil {
@@ -161,6 +155,22 @@ func New(opt Options) (*Engine, error) {
 	return e, nil
 }
 
+// exchange asks one DNS server, packed query in, packed answer out.
+type exchange func(ctx context.Context, query []byte) ([]byte, error)
+
+var errHeld = errors.New("no name is asked for while traffic is held")
+
+// unlessHeld is ask, but while traffic is held nothing is asked that could leave
+// the local network.
+func (e *Engine) unlessHeld(ask exchange, leaves func() bool) exchange {
+	return func(ctx context.Context, query []byte) ([]byte, error) {
+		if e.held.Load() && leaves() {
+			return nil, errHeld
+		}
+		return ask(ctx, query)
+	}
+}
+
 // Run works until ctx ends or Shutdown is called, then restores the machine;
 // watchers are told that it does and that it has, and their channels are closed.
 // It returns nil after an orderly end; an error means that the machine could
@@ -168,103 +178,21 @@ func New(opt Options) (*Engine, error) {
 func (e *Engine) Run(ctx context.Context) error {
 	beside, cancel := context.WithCancel(context.Background())
 	var keepers sync.WaitGroup
-	defer keepers.Wait()
-	defer cancel()
 	keepers.Go(func() {
 		if err := e.flows.Run(beside); err != nil {
 			e.log.Warn("flows keep what they hold while idle", "err", err)
 		}
 	})
 	keepers.Go(func() { e.ups.run(beside) })
+	keepers.Go(func() { e.keeper.run(beside) })
 	e.names.setNetwork(uplinkOf(e.opt.Host))
 	e.first()
-	changes := e.opt.Host.Changes()
-	for {
-		select {
-		case <-ctx.Done():
-			return e.end()
-		case <-e.quit:
-			return e.end()
-		case m := <-e.in:
-			e.handle(m)
-		case <-e.timer.C:
-			e.cure()
-		case c, ok := <-changes:
-			if !ok {
-				changes = nil
-				continue
-			}
-			e.names.setNetwork(c)
-			e.names.switched() // what is open leaves by the former network
-			e.ups.flush()
-			if e.m.state == api.Blocked && c.Up {
-				e.timer.Reset(0)
-			}
-		}
-		e.publish()
-	}
-}
-
-// first reads the kept intent and acts on it.
-func (e *Engine) first() {
-	kept, err := loadIntent(e.opt.StateDir)
-	if err != nil {
-		e.cause = &api.Error{
-			Code:    api.ErrState,
-			Message: "what was wanted before the last stop cannot be read: " + err.Error(),
-			Hint:    "run `atlantic up` or `atlantic down` to decide anew; until then traffic is held",
-		}
-		e.apply(inUnreadable)
-		e.publish()
-		return
-	}
-	e.intent = kept
-	e.m.proven = kept.On && kept.Proven
-	if kept.Upstream != "" {
-		u, err := e.ups.find(kept.Upstream)
-		if err == nil {
-			e.ups.use(u, kept.Upstream)
-		} else {
-			e.intent.Upstream = ""
-			e.log.Warn("the upstream chosen before is gone", "upstream", redactChoice(kept.Upstream))
-		}
-		if err != nil && kept.On {
-			// Another one may show who the user is: that is for the user to decide.
-			e.cause = Explain(err)
-			e.cause.Message = "the upstream chosen before is gone from the configuration: " + e.cause.Message
-			e.cause.Hint = "choose with `atlantic use NAME` (" + strings.Join(e.ups.names(), ", ") + ") and `atlantic up`; until then traffic is held"
-			e.apply(inUnreadable)
-			e.publish()
-			return
-		}
-	}
-	if e.opt.Up || kept.On {
-		e.apply(inUp)
-	}
 	e.publish()
-}
-
-// end is the last thing Run does. The intent stays as it is.
-func (e *Engine) end() error {
-	e.timer.Stop()
-	if e.m.state != api.Off && e.m.state != api.Stopping {
-		e.log.Info("state", "from", e.m.state, "to", api.Stopping)
-		e.m.state, e.cause = api.Stopping, nil
-		e.publish()
-	}
-	for _, j := range []*job{e.probe, e.sw} {
-		if j != nil {
-			j.cancel()
-		}
-	}
-	err := e.restore(e.job, e.pipe)
-	if err != nil {
-		e.cause = notRestored(err)
-	}
-	close(e.ended)
+	e.serve(ctx)
+	cancel()
 	e.work.Wait()
-	e.pipe, e.m.state = nil, api.Off
-	err = errors.Join(err, e.dns.Save())
+	keepers.Wait()
+	err := errors.Join(e.left, e.dns.Save())
 	e.ups.close()
 	e.names.close()
 	e.publish()
@@ -273,6 +201,107 @@ func (e *Engine) end() error {
 		return fmt.Errorf("restore the machine: %w", err)
 	}
 	return nil
+}
+
+// serve takes events until the effect end.
+func (e *Engine) serve(ctx context.Context) {
+	changes, cancelled, quit := e.opt.Host.Changes(), ctx.Done(), e.quit
+	for {
+		select {
+		case <-cancelled:
+			cancelled = nil
+			e.apply(inEnd)
+		case <-quit:
+			quit = nil
+			e.apply(inEnd)
+		case ev := <-e.in:
+			e.handle(ev)
+		case <-e.timer.C:
+			e.cure()
+		case c, ok := <-changes:
+			if ok {
+				e.network(c)
+			} else {
+				changes = nil
+			}
+		}
+		select {
+		case <-e.ended:
+			return
+		default:
+			e.publish()
+		}
+	}
+}
+
+// network takes in what the physical network has become.
+func (e *Engine) network(c platform.NetChange) {
+	e.names.setNetwork(c)
+	e.names.switched() // what is open leaves by the former network
+	e.ups.flush()
+	if e.m.state == api.Blocked && c.Up {
+		e.timer.Reset(0)
+	}
+}
+
+// first reads the kept intent and acts on it.
+func (e *Engine) first() {
+	kept, err := loadIntent(e.opt.StateDir)
+	e.intent = kept
+	switch doubt := e.doubt(kept, err); {
+	case doubt != nil && (err != nil || kept.On && kept.Proven):
+		e.cause = doubt
+		e.apply(inDoubt)
+	case doubt != nil: // nothing depends on it
+		e.cause, e.intent.Upstream = doubt, ""
+	case e.opt.Up || kept.On:
+		e.m.proven = kept.On && kept.Proven
+		e.apply(inUp)
+	}
+}
+
+// doubt says why what was kept cannot be carried out as it was meant; nil if it
+// can. Another upstream may show who the user is, and no proxy at all surely
+// does: which one it is to be instead is for the user to decide.
+func (e *Engine) doubt(kept intent, unreadable error) *api.Error {
+	if unreadable != nil {
+		return &api.Error{
+			Code:    api.ErrState,
+			Message: "what was wanted before the last stop cannot be read: " + unreadable.Error(),
+			Hint:    "say what you want: `atlantic up` or `atlantic down`",
+		}
+	}
+	if e.unusable != nil {
+		return e.unusable
+	}
+	u, err := e.ups.find(kept.Upstream)
+	if err != nil {
+		e.mustChoose = true
+		return e.gone(redactChoice(kept.Upstream))
+	}
+	e.ups.use(u, kept.Upstream)
+	auto := kept.Upstream == "" || kept.Upstream == autoName
+	now := exitOf(u)
+	switch {
+	case !kept.Proven || kept.By == exit{} || kept.By == now:
+		return nil
+	case auto && e.ups.named(kept.By.Name) == nil, now.Direct && !kept.By.Direct && kept.Upstream != now.Name:
+		e.mustChoose = true
+		return e.gone(kept.By.Name)
+	}
+	return nil
+}
+
+func (e *Engine) gone(name string) *api.Error {
+	where := "no configuration file is there any more"
+	if e.opt.Config.Path != "" {
+		where = e.opt.Config.Path + " does not have it any more"
+	}
+	return &api.Error{
+		Code:    api.ErrUnknownName,
+		Message: fmt.Sprintf("the upstream %q, by which traffic left before, is gone: %s", name, where),
+		Hint:    "choose another: `atlantic use NAME` (" + strings.Join(e.ups.names(), ", ") + "); or put it back and start the service again",
+	}
 }
 
 // Done is closed once Run has restored the machine, or tried to, at its end:

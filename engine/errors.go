@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/config"
 	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
@@ -18,7 +19,11 @@ func Explain(err error) *api.Error {
 	}
 	out := &api.Error{Code: api.ErrInternal, Message: err.Error()}
 	var ue *upstream.Error
+	var ce *config.Error
 	switch {
+	case errors.As(err, &ce):
+		bare := config.Error{File: ce.File, Line: ce.Line, Column: ce.Column, Msg: ce.Msg}
+		out.Code, out.Message, out.Hint = api.ErrConfig, bare.Error(), ce.Hint
 	case errors.As(err, &ue):
 		out.Code, out.Hint = upstreamCode(ue.Kind), ue.Hint
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -74,7 +79,7 @@ func (e *Engine) observe(u *upstream.Upstream, err error) {
 		return
 	}
 	select {
-	case e.in <- message{suspect: u, err: err}:
+	case e.in <- suspect{u, err}:
 	default: // Run is busy: there will be another failure
 	}
 }

@@ -24,19 +24,18 @@ func (e *Engine) cure() {
 // suspected looks at the upstream in use after it has failed a flow, no more
 // often than once a second. Wrong credentials need no second opinion. Without
 // the kill switch nothing is held: each flow is tried and refused by itself.
-func (e *Engine) suspected(m message) {
+func (e *Engine) suspected(s suspect) {
 	if e.opt.Config.Protect.KillSwitch == "off" {
 		return
 	}
-	if e.m.state != api.On || m.suspect != e.ups.current() || e.probe != nil {
+	if e.m.state != api.On || s.up != e.ups.current() || e.probe != nil {
 		return
 	}
 	if time.Since(e.looked) < time.Second {
 		return
 	}
-	if err := Explain(m.err); err.Code == api.ErrAuth {
-		e.cause = err
-		e.apply(inLost)
+	if Explain(s.err).Code == api.ErrAuth {
+		e.learn(inLost, s.err)
 		return
 	}
 	e.look()
@@ -46,32 +45,34 @@ func (e *Engine) suspected(m message) {
 func (e *Engine) look() {
 	u := e.ups.current()
 	e.looked = time.Now()
-	e.probe = e.spawn(func(ctx context.Context) message {
-		if err := u.Check(ctx); err != nil {
-			return message{in: inLost, err: err}
-		}
-		return message{in: inRecovered}
-	})
+	e.probe = e.spawn(func(ctx context.Context) any { return lookResult{e.ups.check(ctx, u)} })
 }
 
-// spawn runs f beside Run and hands its answer to Run.
-func (e *Engine) spawn(f func(ctx context.Context) message) *job {
+// job is work beside Run. Its owner waits for done.
+type job struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when result is set
+	result any
+	stale  bool // of a start: another upstream was chosen meanwhile; owned by Run
+}
+
+// spawn runs f beside Run and hands what it comes to to Run.
+func (e *Engine) spawn(f func(ctx context.Context) any) *job {
 	ctx, cancel := context.WithCancel(context.Background())
 	j := &job{cancel: cancel, done: make(chan struct{})}
 	e.work.Go(func() {
 		defer cancel()
-		j.answer = f(ctx)
-		j.answer.from = j
+		j.result = f(ctx)
 		close(j.done)
-		e.tell(j.answer)
+		e.tell(done{j, j.result})
 	})
 	return j
 }
 
-// tell hands m to Run; it gives up once Run has ended.
-func (e *Engine) tell(m message) {
+// tell hands ev to Run; it gives up once Run is over.
+func (e *Engine) tell(ev event) {
 	select {
-	case e.in <- m:
+	case e.in <- ev:
 	case <-e.ended:
 	}
 }
@@ -81,10 +82,7 @@ func (e *Engine) start() {
 	old, u := e.pipe, e.ups.current()
 	e.pipe = nil
 	proven, check := e.m.proven, !e.m.locked
-	if proven {
-		e.held.Store(true)
-	}
-	e.job = e.spawn(func(ctx context.Context) message {
+	e.job = e.spawn(func(ctx context.Context) any {
 		if old != nil {
 			old.close()
 		}
@@ -93,19 +91,14 @@ func (e *Engine) start() {
 		// is caught first and held until the upstream answers.
 		if check && !proven {
 			if err := e.ups.check(ctx, u); err != nil {
-				return message{in: inFailed, err: err}
+				return startResult{err: err}
 			}
 		}
 		p, err := e.openPipeline(ctx)
-		if err != nil {
-			return message{in: inFailed, err: err}
+		if err == nil && check && proven {
+			err = e.ups.check(ctx, u)
 		}
-		if check && proven {
-			if err := e.ups.check(ctx, u); err != nil {
-				return message{in: inFailed, err: err, pipe: p}
-			}
-		}
-		return message{in: inStarted, pipe: p}
+		return startResult{p, err}
 	})
 }
 
@@ -113,9 +106,7 @@ func (e *Engine) start() {
 func (e *Engine) stop() {
 	starting, pipe := e.job, e.pipe
 	e.pipe = nil
-	e.job = e.spawn(func(context.Context) message {
-		return message{in: inStopped, err: e.restore(starting, pipe)}
-	})
+	e.job = e.spawn(func(context.Context) any { return stopResult{e.restore(starting, pipe)} })
 }
 
 // restore ends a start in progress, puts the machine back as it was, and then
@@ -124,8 +115,8 @@ func (e *Engine) restore(starting *job, pipe *pipeline) error {
 	if starting != nil {
 		starting.cancel()
 		<-starting.done
-		if starting.answer.pipe != nil {
-			pipe = starting.answer.pipe
+		if r, ok := starting.result.(startResult); ok && r.pipe != nil {
+			pipe = r.pipe
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -137,6 +128,5 @@ func (e *Engine) restore(starting *job, pipe *pipeline) error {
 	if pipe != nil {
 		pipe.close()
 	}
-	e.held.Store(false)
 	return err
 }

@@ -13,9 +13,9 @@ import "github.com/atlanticproxy/atlanticproxy/engine/api"
 //	   │    before    │ it had worked     │  │ recovered
 //	   │              ▼                   ▼  │
 //	   │          ┌──────────────────────────┐
-//	   │          │         Blocked          │  traffic is held, never let past
+//	   │          │         Blocked          │  nothing of ours lets traffic past
 //	   │          └──────────────────────────┘
-//	   │ stopped      │ down (from Starting, On, Blocked)
+//	   │ stopped      │ down, end (from every state)
 //	┌──────────┐ ◄────┘
 //	│ Stopping │
 //	└──────────┘
@@ -26,112 +26,153 @@ type machine struct {
 	// proven: this machine has been On with this intent before. A failure
 	// blocks only then: nobody's first try may cost them the network.
 	proven bool
-	// locked: the intent could not be read, so nobody but the user may open.
+	// locked: what was kept leaves in doubt what the user wants, so nobody but
+	// the user may open.
 	locked bool
+	// ending: the service ends; nobody is obeyed any more.
+	ending bool
 }
 
 // input is what happens to the machine.
 type input uint8
 
 const (
-	inUp         input = iota + 1 // the user (or the kept intent) wants On
-	inDown                        // the user wants Off
-	inStarted                     // the pipeline runs and the upstream has answered
-	inFailed                      // the start failed, or a running pipeline broke
-	inLost                        // the upstream in use does not answer any more
-	inRecovered                   // it answers again
-	inStopped                     // the machine is restored
-	inUnreadable                  // the kept intent cannot be read
-	inputs                        // how many there are, plus one
+	inUp        input = iota + 1 // the user (or the kept intent) wants On
+	inDown                       // the user wants Off
+	inStarted                    // the pipeline runs and the upstream has answered
+	inFailed                     // the start failed, or a running pipeline broke
+	inLost                       // the upstream in use does not answer any more
+	inRecovered                  // it answers again
+	inStopped                    // the machine is restored
+	inDoubt                      // what was kept cannot be carried out as it was meant
+	inEnd                        // the service is to end
+	inputs                       // how many there are, plus one
 )
 
-// effects are what the engine does on a transition, in the order of the fields.
-type effects struct {
-	cancel bool // abandon a start in progress
-	hold   bool // refuse every flow from now on
-	let    bool // carry flows again
-	start  bool // bring the pipeline up (restoring first what is left of an old one)
-	retry  bool // look again for a cure, with a pause
-	stop   bool // take the pipeline down and restore the machine
-	forget bool // the intent goes back to off
-	save   bool // keep the intent
-}
+// effects are what the engine does on a transition: a set, carried out in the
+// order in which they stand here.
+//
+//	hold comes before start and let after stop: nothing passes in between
+//	forget comes before save: what is kept is what is true then
+//	end comes last: whoever waits for it finds everything done
+type effects uint16
+
+const (
+	cancel effects = 1 << iota // abandon the looks at upstreams
+	hold                       // refuse every flow from now on
+	let                        // carry flows again
+	forget                     // the try has failed: what came with it is taken back
+	save                       // keep the intent
+	stop                       // take the pipeline down and restore the machine
+	start                      // bring the pipeline up (restoring first what is left of an old one)
+	retry                      // look again for a cure, with a pause
+	end                        // Run is over
+	noMore                     // how many there are, as a bit
+)
 
 // next tells where in leads from m, and what is to be done. Inputs that mean
 // nothing in a state (late answers of abandoned work) leave it as it is.
 func next(m machine, in input) (machine, effects) {
 	switch in {
-	case inUp:
-		m.want, m.locked = true, false
-		switch m.state {
-		case api.Off:
-			m.state = api.Starting
-			return m, effects{start: true, save: true}
-		case api.Blocked:
-			return m, effects{retry: true, save: true}
+	case inUp, inDown:
+		if m.ending {
+			return m, 0
 		}
-		return m, effects{save: true}
+		if in == inUp {
+			return up(m)
+		}
+		return down(m)
 
-	case inDown:
-		m.want, m.proven, m.locked = false, false, false
-		switch m.state {
-		case api.Starting, api.On, api.Blocked:
+	case inEnd:
+		m.ending = true
+		if m.state != api.Stopping {
 			m.state = api.Stopping
-			return m, effects{cancel: true, stop: true, save: true}
+			return m, cancel | stop
 		}
-		return m, effects{save: true}
 
-	case inUnreadable:
+	case inDoubt:
 		if m.state == api.Off {
 			m.state, m.want, m.proven, m.locked = api.Blocked, true, true, true
-			return m, effects{hold: true, start: true}
+			return m, hold | start
 		}
 
 	case inStarted:
 		switch {
 		case m.locked:
-			return m, effects{}
+			return m, 0
 		case m.state == api.Starting, m.state == api.Blocked:
-			first := !m.proven
 			m.state, m.proven = api.On, true
-			return m, effects{let: true, save: first}
+			return m, let | save
 		}
 
 	case inFailed:
 		switch {
 		case m.state == api.Starting && !m.proven:
 			m.state, m.want = api.Stopping, false
-			return m, effects{stop: true, forget: true, save: true}
-		case m.state == api.Starting, m.state == api.On:
+			return m, forget | save | stop
+		case m.state == api.Starting, m.state == api.On, m.state == api.Blocked:
 			m.state = api.Blocked
-			return m, effects{hold: true, retry: true}
-		case m.state == api.Blocked:
-			return m, effects{hold: true, retry: true}
+			return m, hold | retry
 		}
 
 	case inLost:
 		switch m.state {
 		case api.On:
 			m.state = api.Blocked
-			return m, effects{hold: true, retry: true}
+			return m, hold | retry
 		case api.Blocked:
-			return m, effects{retry: true}
+			return m, retry
 		}
 
 	case inRecovered:
 		if m.state == api.Blocked && !m.locked {
 			m.state = api.On
-			return m, effects{let: true}
+			return m, let | save
 		}
 
 	case inStopped:
-		if m.state == api.Stopping {
-			if m.want { // asked for again while stopping
-				m.state = api.Starting
-				return m, effects{start: true}
-			}
-			m.state = api.Off
-		}
+		return stopped(m)
 	}
-	return m, effects{}
+	return m, 0
+}
+
+func up(m machine) (machine, effects) {
+	m.want, m.locked = true, false
+	switch {
+	case m.state == api.Off && m.proven:
+		m.state = api.Starting
+		return m, hold | save | start
+	case m.state == api.Off:
+		m.state = api.Starting
+		return m, save | start
+	case m.state == api.Blocked:
+		return m, save | retry
+	}
+	return m, save
+}
+
+// down restores the machine even from Off, as the end does: something may be
+// left that could not be undone before.
+func down(m machine) (machine, effects) {
+	m.want, m.proven, m.locked = false, false, false
+	if m.state == api.Stopping {
+		return m, save
+	}
+	m.state = api.Stopping
+	return m, cancel | save | stop
+}
+
+func stopped(m machine) (machine, effects) {
+	switch {
+	case m.state != api.Stopping:
+		return m, 0
+	case m.ending:
+		m.state = api.Off
+		return m, let | end
+	case m.want: // asked for again while stopping
+		m.state = api.Starting
+		return m, let | start
+	}
+	m.state = api.Off
+	return m, let
 }

@@ -208,7 +208,7 @@ func (p *pipeline) goRun(e *Engine, ctx context.Context, what string, run func(c
 		err = fmt.Errorf("%s: %w", what, err)
 		p.death.CompareAndSwap(nil, &err)
 		select { // never blocks close
-		case e.in <- message{in: inFailed, err: err, pipe: p}:
+		case e.in <- died{p, err}:
 		case <-ctx.Done():
 		case <-e.ended:
 		}

@@ -9,22 +9,16 @@ import (
 
 // What the user asks for: on or off, and by which upstream.
 
-// upstreamSwitch is the answer of the check that precedes a switch.
-type upstreamSwitch struct {
-	to     *upstream.Upstream
-	choice string
-	on     *bool // what else was asked for in the same call
-}
-
 // SetPrefs changes what the user wants. It returns once the change has been
 // accepted: an unknown upstream, and one that does not answer while traffic
 // depends on it, are refused and nothing changes; coming up or going down takes
 // place afterwards and is told by Watch. A choice that comes with a first try
-// lasts only if that succeeds.
+// lasts only if that succeeds. What could not be kept for the next start is
+// told by the status, and is in force all the same.
 func (e *Engine) SetPrefs(ctx context.Context, p api.Prefs) (api.Status, error) {
 	reply := make(chan error, 1)
 	select {
-	case e.in <- message{prefs: &p, reply: reply}:
+	case e.in <- asked{p, reply}:
 	case <-ctx.Done():
 		return e.Status(), ctx.Err()
 	case <-e.ended:
@@ -47,8 +41,20 @@ var (
 		Hint: "`atlantic status` shows what is in use now"}
 )
 
-func (e *Engine) setPrefs(m message) {
-	p := m.prefs
+func (e *Engine) setPrefs(a asked) {
+	p := a.prefs
+	wantsOn := p.On != nil && *p.On
+	switch {
+	case e.m.ending:
+		a.reply <- errStopping
+		return
+	case e.unusable != nil && (wantsOn || p.Upstream != nil):
+		a.reply <- e.unusable
+		return
+	case e.mustChoose && wantsOn && p.Upstream == nil:
+		a.reply <- e.cause
+		return
+	}
 	if e.sw != nil && (p.Upstream != nil || p.On != nil && !*p.On) {
 		e.sw.cancel() // who asked for it is told by switched
 		e.sw = nil
@@ -56,14 +62,13 @@ func (e *Engine) setPrefs(m message) {
 	if p.Upstream != nil {
 		u, err := e.ups.find(*p.Upstream)
 		if err != nil {
-			m.reply <- err
+			a.reply <- err
 			return
 		}
 		staysUp := (e.m.state == api.On || e.m.state == api.Blocked) && (p.On == nil || *p.On)
-		if staysUp && u != e.ups.current() {
-			sw := &upstreamSwitch{to: u, choice: *p.Upstream, on: p.On}
-			e.sw = e.spawn(func(ctx context.Context) message {
-				return message{sw: sw, err: e.ups.check(ctx, u), reply: m.reply}
+		if staysUp && (u != e.ups.current() || e.mustChoose) {
+			e.sw = e.spawn(func(ctx context.Context) any {
+				return checkResult{u, *p.Upstream, p.On, a.reply, e.ups.check(ctx, u)}
 			})
 			return
 		}
@@ -73,13 +78,19 @@ func (e *Engine) setPrefs(m message) {
 			former = &was
 		}
 		e.choose(u, *p.Upstream)
-		if p.On != nil && *p.On && !staysUp {
+		if wantsOn && !staysUp {
 			e.former = former
 		}
 	}
 	e.setOn(p.On)
-	e.publish() // the caller reads the new status as soon as it is answered
-	m.reply <- nil
+	e.accepted(a.reply)
+}
+
+// accepted answers a call whose change is in force, once it is also kept, or
+// cannot be.
+func (e *Engine) accepted(reply chan<- error) {
+	e.publish()                                 // the caller reads the new status as soon as it is answered
+	e.keeper.then(func(error) { reply <- nil }) // Status says what is not kept
 }
 
 // choose puts u in use and keeps the choice. Flows that are open stay with the
@@ -100,10 +111,23 @@ func (e *Engine) choose(u *upstream.Upstream, choice string) {
 			e.job.cancel()
 		}
 	}
-	e.intent.Upstream = choice
-	if err := saveIntent(e.opt.StateDir, e.intent); err != nil {
-		e.log.Error("keep the choice of upstream", "err", err)
+	e.intent.Upstream, e.mustChoose = choice, false
+	e.keep()
+}
+
+// keep has the intent written as it is now.
+func (e *Engine) keep() {
+	e.intent.On, e.intent.Proven = e.m.want, e.m.proven
+	switch {
+	case !e.m.proven:
+		e.intent.By = exit{}
+	case e.m.state == api.On:
+		e.intent.By = exitOf(e.ups.current())
+		if e.opt.ConfigErr == nil {
+			e.keeper.keepGood(e.opt.Config.Text)
+		}
 	}
+	e.keeper.keep(e.intent)
 }
 
 // takeBack undoes the choice that came with a first try, if that has failed by
@@ -144,25 +168,30 @@ func (e *Engine) reconnect() {
 }
 
 // switched ends what setPrefs began: the new upstream has been checked.
-func (e *Engine) switched(m message) {
-	if m.from != e.sw {
-		m.err = errReplaced
-	} else {
+func (e *Engine) switched(j *job, r checkResult) {
+	switch {
+	case e.m.ending:
+		r.err = errStopping
+	case j != e.sw:
+		r.err = errReplaced
+	default:
 		e.sw = nil
 	}
-	if m.err != nil {
-		e.ups.discard(m.sw.to)
-		m.reply <- Explain(m.err)
+	if r.err != nil {
+		e.ups.discard(r.to)
+		r.reply <- Explain(r.err)
 		return
 	}
-	e.choose(m.sw.to, m.sw.choice)
-	if e.m.state == api.Blocked && e.pipe != nil && !e.broken && e.job == nil {
-		e.cause, e.tries = nil, 0
-		e.apply(inRecovered)
+	decided := e.mustChoose
+	e.choose(r.to, r.choice)
+	if decided {
+		e.apply(inUp)
 	}
-	e.setOn(m.sw.on)
-	e.publish()
-	m.reply <- nil
+	if e.m.state == api.Blocked && e.pipe != nil && !e.broken && e.job == nil {
+		e.learn(inRecovered, nil)
+	}
+	e.setOn(r.on)
+	e.accepted(r.reply)
 }
 
 func (e *Engine) setOn(on *bool) {

@@ -10,23 +10,25 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
-// snapshot is what Run publishes after every input; figures that change with
+// snapshot is what Run publishes after every event; figures that change with
 // traffic are read when a status is asked for.
 type snapshot struct {
-	state    api.State
-	up       *upstream.Upstream // in use
-	since    time.Time
-	cause    *api.Error
-	tun      api.TUN
-	proxy    string
-	warning  string
-	dns      api.DNS
-	blocking bool
+	state   api.State
+	up      *upstream.Upstream // in use
+	since   time.Time
+	cause   *api.Error
+	tun     api.TUN
+	proxy   string
+	warning string
+	dns     api.DNS
+	hurdle  error // see Engine
+	left    error // see Engine
 }
 
 // publish makes Run's state visible, and tells the watchers if it has changed.
 func (e *Engine) publish() {
-	s := &snapshot{state: e.m.state, up: e.ups.current(), since: time.Now().UTC(), cause: e.cause}
+	s := &snapshot{state: e.m.state, up: e.ups.current(), since: time.Now().UTC(), cause: e.cause,
+		hurdle: e.hurdle, left: e.left}
 	if p := e.pipe; p != nil {
 		if p.dev != nil {
 			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), Carrier: p.carrier(), MTU: p.mtu}
@@ -37,9 +39,13 @@ func (e *Engine) publish() {
 		if p.dnsOn {
 			s.dns = api.DNS{Mode: e.opt.Config.DNS.Mode}
 		}
-		s.blocking, s.warning = e.held.Load(), p.warning
+		s.warning = p.warning
 	}
 	old := e.snap.Load()
+	// Who has seen On, or Off, may kill the service: a start after that knows it.
+	if old != nil && old.state != s.state && (s.state == api.On || s.state == api.Off) && e.keeper.pending() {
+		s.state = old.state // the keeper has Run publish again
+	}
 	if old != nil && old.state == s.state {
 		s.since = old.since
 	}
@@ -54,6 +60,7 @@ func (e *Engine) Status() api.Status {
 	s := e.snap.Load()
 	c := e.flows.Counters()
 	l := e.flows.Latency()
+	blocking := e.blocking(s)
 	st := api.Status{
 		Schema:   api.Schema,
 		State:    s.state,
@@ -64,7 +71,7 @@ func (e *Engine) Status() api.Status {
 			Carried: c.Carried, Reused: c.Reused, Warm: c.Warm, Early: c.Early},
 		Bytes:    api.Bytes{Up: c.Up, Down: c.Down, DirectUp: c.DirectUp, DirectDown: c.DirectDown},
 		UDP:      api.UDP{Blocked: c.UDPBlocked},
-		Protect:  api.Protect{KillSwitch: e.opt.Config.Protect.KillSwitch, Blocking: s.blocking},
+		Protect:  api.Protect{KillSwitch: e.opt.Config.Protect.KillSwitch, Blocking: blocking, Effect: s.effect(blocking)},
 		TUN:      s.tun,
 		Proxy:    s.proxy,
 		DNS:      s.dns,
@@ -79,7 +86,39 @@ func (e *Engine) Status() api.Status {
 	if s.cause != nil {
 		st.Cause, st.Code, st.Hint = s.cause.Message, s.cause.Code, s.cause.Hint
 	}
+	if err := e.keeper.lacks(); err != nil {
+		st.Unkept = err.Error()
+	}
 	return st
+}
+
+// blocking reports whether all traffic is held back: it comes to us, as the
+// system says itself, and we refuse it.
+func (e *Engine) blocking(s *snapshot) bool {
+	if !e.held.Load() {
+		return false
+	}
+	if c, ok := e.opt.Host.(platform.Captor); ok {
+		return c.Captures()
+	}
+	return s.tun.Name != ""
+}
+
+// effect is what becomes of traffic in a state in which no upstream has it.
+func (s *snapshot) effect(blocking bool) string {
+	switch {
+	case s.state == api.Off && s.left != nil:
+		return "not all that it changed is undone"
+	case s.state == api.Off:
+		return "traffic leaves directly"
+	case s.state != api.Blocked:
+		return ""
+	case blocking:
+		return "traffic is held back"
+	case s.proxy != "":
+		return "traffic outside the local proxy leaves directly"
+	}
+	return "no protection, traffic leaves directly"
 }
 
 // manyFailures in a row are no accident. An HTTP proxy that answers nothing is
@@ -96,6 +135,13 @@ func (e *Engine) warnings(s *snapshot) []string {
 	all = append(all, e.ups.listWarnings()...)
 	if s.warning != "" {
 		all = append(all, s.warning)
+	}
+	if s.hurdle != nil {
+		all = append(all, "traffic cannot be taken in: "+s.hurdle.Error())
+	}
+	if e.opt.ConfigErr != nil && e.unusable == nil {
+		c := Explain(e.opt.ConfigErr)
+		all = append(all, "the configuration that worked last is in force, for the file is wrong: "+c.Error())
 	}
 	if w, ok := e.opt.Host.(platform.Warner); ok {
 		all = append(all, w.Warnings()...)

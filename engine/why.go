@@ -45,7 +45,11 @@ func (e *Engine) Why(host string) (api.Why, error) {
 	w.Upstream = u.Spec().Name
 	w.UDP = e.udpPath(u)
 	if e.held.Load() {
-		w.Rule += "; but all traffic is held now: " + heldBy(e.snap.Load())
+		s, now := e.snap.Load(), "no traffic reaches the service now: "
+		if e.blocking(s) {
+			now = "all traffic is held now: "
+		}
+		w.Rule += "; but " + now + heldBy(s)
 	}
 	return w, nil
 }

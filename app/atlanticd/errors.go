@@ -10,6 +10,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/app/hint"
 	"github.com/atlanticproxy/atlanticproxy/engine"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/config"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
 )
@@ -20,6 +21,10 @@ type usageError struct{ error }
 // fail tells the user what went wrong and what to do.
 func fail(w io.Writer, err error) {
 	e := engine.Explain(err)
+	var ce *config.Error
+	if errors.As(err, &ce) { // the line of the file stands in it
+		e.Message, e.Hint = err.Error(), ""
+	}
 	if errors.Is(err, platform.ErrRunning) || errors.Is(err, localsock.ErrRunning) {
 		e.Hint = "steer it with atlantic; or end it: sudo atlantic service stop, or Ctrl-C where it runs"
 	}

@@ -46,15 +46,11 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	if o.socket == "" {
 		o.socket = localsock.DefaultPath()
 	}
-	cfg, err := config.Load(o.config)
-	if err != nil {
+	if err := mayRun(o); err != nil {
 		return err
 	}
-	if cfg.TUN.Enabled && !o.noTUN && !privileged() {
-		return fmt.Errorf("a TUN needs root: %w", platform.ErrPermission)
-	}
 	if err := os.MkdirAll(o.state, 0o700); err != nil {
-		return fmt.Errorf("state directory: %w", err)
+		log.Error("the state directory cannot be made", "err", err) // what a crashed run left is undone all the same
 	}
 	// The socket comes first: a second service must find out before it could
 	// undo, as a crashed run's remains, what the first one has made.
@@ -63,6 +59,8 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 		return fmt.Errorf("local API: %w", err)
 	}
 	defer sock.Close()
+	// What a crashed run has left goes next, before the configuration is read: no
+	// typo in it may keep the machine without names.
 	host, err := newHost(log, platform.Options{StateDir: o.state})
 	if err != nil {
 		return err
@@ -72,9 +70,7 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 			fmt.Fprintln(stdout, "AtlanticProxy has ended; everything is undone.")
 		}
 	}()
-	eng, err := engine.New(engine.Options{
-		Config: cfg, Host: host, StateDir: o.state, NoTUN: o.noTUN, Up: o.up, Version: version, Log: log,
-	})
+	eng, err := newEngine(log, o, host)
 	if err != nil {
 		return err
 	}
@@ -107,6 +103,50 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	return err
 }
 
+// mayRun refuses a TUN without the rights for one. Such a process cannot undo
+// what a crashed run left either.
+func mayRun(o runOptions) error {
+	if privileged() || o.noTUN {
+		return nil
+	}
+	cfg, err := config.Load(o.config)
+	if err == nil && cfg.TUN.Enabled {
+		err = fmt.Errorf("a TUN needs root: %w", platform.ErrPermission)
+	}
+	return err
+}
+
+// newEngine makes the engine that the configuration asks for. A file that cannot
+// be used ends a service on which nothing depends. If what is kept binds it, it
+// takes the configuration that worked last or, without one, holds traffic, and
+// says in both cases what is wrong with the file.
+func newEngine(log *slog.Logger, o runOptions, host platform.Host) (*engine.Engine, error) {
+	opt := engine.Options{Host: host, StateDir: o.state, NoTUN: o.noTUN, Up: o.up, Version: version, Log: log}
+	cfg, err := config.Load(o.config)
+	if err == nil {
+		opt.Config = cfg
+		eng, newErr := engine.New(opt)
+		if newErr == nil {
+			return eng, nil
+		}
+		err = newErr
+	}
+	if !engine.Bound(o.state) {
+		return nil, err
+	}
+	log.Error("the configuration cannot be used", "err", err)
+	opt.ConfigErr = err
+	if opt.Config, err = engine.LastGood(o.state); err == nil {
+		var eng *engine.Engine
+		if eng, err = engine.New(opt); err == nil {
+			return eng, nil
+		}
+	}
+	log.Error("nor can the one that worked last", "err", err)
+	opt.Config = nil
+	return engine.New(opt)
+}
+
 // trimAfter is when the start is over.
 const trimAfter = time.Second
 
@@ -136,11 +176,10 @@ func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, st
 		if st.State == last.State && st.Cause == last.Cause {
 			return
 		}
-		before := last.State
 		news := st.State != api.Off || st.Cause != "" || !ending() && !(starts && last.State == "")
 		last = st
 		if news {
-			fmt.Fprint(w, summary(before, st, steer))
+			fmt.Fprint(w, summary(st, steer))
 		}
 	}
 	events := eng.Watch(ctx)
@@ -152,8 +191,8 @@ func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, st
 	}
 }
 
-// summary is what has become true after the state before.
-func summary(before api.State, st api.Status, steer string) string {
+// summary is what has become true.
+func summary(st api.Status, steer string) string {
 	switch st.State {
 	case api.On:
 		s := "AtlanticProxy is on.\n"
@@ -168,26 +207,26 @@ func summary(before api.State, st api.Status, steer string) string {
 		}
 		return s + fmt.Sprintf("  steer it    %s status · %s use NAME · %s down\n  end it      Ctrl-C, which undoes everything\n", steer, steer, steer)
 	case api.Off:
-		s := "AtlanticProxy is off; nothing on this machine is changed.\n"
-		if st.Cause != "" {
-			s = "AtlanticProxy could not start; nothing on this machine is changed.\n"
-			if before == api.Stopping {
-				s = "AtlanticProxy is off.\n"
-			}
-			s += "  why         " + st.Cause + "\n"
-			if st.Hint != "" {
-				s += "  what to do  " + st.Hint + "\n"
-			}
-		}
-		return s + fmt.Sprintf("  turn it on  %s up\n", steer)
+		return "AtlanticProxy is off; " + st.Protect.Effect + ".\n" + why(st) + fmt.Sprintf("  turn it on  %s up\n", steer)
 	case api.Blocked:
-		s := "AtlanticProxy holds all traffic back.\n  why         " + st.Cause + "\n"
-		if st.Hint != "" {
-			s += "  what to do  " + st.Hint + "\n"
+		s := "AtlanticProxy is blocked; " + st.Protect.Effect + ".\n" + why(st)
+		for _, warn := range st.Warnings {
+			s += "  note        " + warn + "\n"
 		}
 		return s + fmt.Sprintf("  give up     %s down\n", steer)
 	}
 	return ""
+}
+
+// why is what went wrong, if anything did, and what to do.
+func why(st api.Status) (s string) {
+	if st.Cause != "" {
+		s = "  why         " + st.Cause + "\n"
+	}
+	if st.Hint != "" {
+		s += "  what to do  " + st.Hint + "\n"
+	}
+	return s
 }
 
 func upstreamText(st api.Status) string {

@@ -13,13 +13,8 @@ import "time"
 // Schema is the version of every JSON document that the CLI prints.
 const Schema = 1
 
-// Version is the version of the local API, in status, in the path (/v1/) and in
-// the VersionHeader of every answer.
+// Version is the version of the local API, in status and in the path (/v1/).
 const Version = 1
-
-// VersionHeader is the header by which a client learns which version answers,
-// also where it cannot read the answer.
-const VersionHeader = "Atlantic-Api"
 
 // State is where the engine's machine stands (see engine/machine.go).
 type State string
@@ -29,8 +24,9 @@ const (
 	Starting State = "starting"
 	On       State = "on"
 	Stopping State = "stopping"
-	// Blocked: traffic is held back because it could only leave unprotected,
-	// or not at all; Status.Cause says why and Status.Hint what to do.
+	// Blocked: nothing of ours lets traffic out, because it could only leave
+	// unprotected, or not at all; Status.Cause says why and Status.Hint what to
+	// do. Whether traffic gets past us is in Status.Protect.
 	Blocked State = "blocked"
 )
 
@@ -53,7 +49,10 @@ type Status struct {
 	Proxy    string    `json:"proxy"` // address of the local HTTP and SOCKS5 proxy; "" if it is not listening
 	DNS      DNS       `json:"dns"`
 	Warnings []string  `json:"warnings,omitempty"` // things that work less well than they could, for people
-	Version  Versions  `json:"version"`
+	// Unkept is why what was asked for last is in force now and will be forgotten
+	// at the next start; "" if it is kept.
+	Unkept  string   `json:"unkept,omitempty"`
+	Version Versions `json:"version"`
 }
 
 // Upstream is one upstream proxy, as the outside may see it: no credentials.
@@ -133,7 +132,10 @@ type UDP struct {
 
 type Protect struct {
 	KillSwitch string `json:"kill_switch"` // auto, off
-	Blocking   bool   `json:"blocking"`    // traffic is being held back now
+	Blocking   bool   `json:"blocking"`    // all traffic is being held back now, as the system's own routing says
+	// Effect is what becomes of traffic while it is Off or Blocked, for people:
+	// measured where it can be, not concluded from the state.
+	Effect string `json:"effect,omitempty"`
 }
 
 type TUN struct {
@@ -271,7 +273,6 @@ const (
 	// Said by the CLI, not by the service.
 	ErrNoService    ErrorCode = "no_service" // nothing answers on the socket, or it is not installed
 	ErrNotConnected ErrorCode = "not_connected"
-	ErrVersion      ErrorCode = "version" // the service speaks another version of the local API
 )
 
 // Error is what a failed call answers, and what a user is shown: what went

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
-	"strconv"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 )
@@ -28,7 +27,6 @@ func header(w http.ResponseWriter, contentType string) {
 	h := w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Cache-Control", "no-store")
-	h.Set(api.VersionHeader, strconv.Itoa(api.Version))
 	h.Set("X-Content-Type-Options", "nosniff")
 }
 

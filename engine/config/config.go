@@ -26,6 +26,7 @@ const maxFileBytes = 1 << 20
 // Config is the whole configuration in force, defaults included.
 type Config struct {
 	Path    string // the file it came from; "" if there is none
+	Text    []byte // what stands in it, passwords included; nil if there is none
 	TUN     TUN
 	Listen  Listen
 	DNS     DNS

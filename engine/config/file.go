@@ -34,7 +34,7 @@ func Load(path string) (*Config, error) {
 	if err := c.resolve(src, info); err != nil {
 		return nil, err
 	}
-	c.Path = path
+	c.Path, c.Text = path, data
 	return c, nil
 }
 
