@@ -34,11 +34,7 @@ func (a *app) down() *cobra.Command {
 			if st.State == api.Off && st.Code == api.ErrNotRestored {
 				return &notOn{failure{exitError, st.Cause, st.Hint}, st}
 			}
-			if asJSON {
-				return a.out.json(st)
-			}
-			a.summary(st)
-			return nil
+			return a.result(st, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", true, "wait until the network is restored")

@@ -63,7 +63,8 @@ type failure struct {
 
 func (e *failure) Error() string { return e.msg }
 
-// notOn is an `up` that did not get there, and what is true now.
+// notOn is an `up` that did not get there, or a change that could not be kept,
+// and what is true now.
 type notOn struct {
 	failure
 	status api.Status

@@ -103,7 +103,7 @@ type fakeBackend struct {
 func newFakeBackend() *fakeBackend {
 	b := &fakeBackend{choice: "auto", mode: "ok", watchers: map[chan api.Event]context.Context{}}
 	b.st = api.Status{Schema: 1, State: api.Off, Upstream: api.Upstream{Name: "direct", Scheme: "direct"},
-		Protect: api.Protect{KillSwitch: "auto"}, Version: api.Versions{Service: "1.2.3", API: 1}}
+		Protect: api.Protect{KillSwitch: "auto", Effect: "traffic leaves directly"}, Version: api.Versions{Service: "1.2.3", API: 1}}
 	return b
 }
 
@@ -114,6 +114,8 @@ func (b *fakeBackend) behave(ts *testscript.TestScript, args []string) {
 		switch name, value, _ := strings.Cut(arg, "="); name {
 		case "up":
 			b.mode = value
+		case "unkept":
+			b.st.Unkept = value
 		case "busy":
 			b.st.Flows = api.Flows{Open: 12, Total: 3456, Refused: 2, Carried: 3000, Reused: 1260}
 			b.st.Bytes = api.Bytes{Up: 1_234_567, Down: 34_600_000, DirectUp: 10, DirectDown: 20}
@@ -192,7 +194,7 @@ func (b *fakeBackend) start() {
 		for ch := range b.watchers {
 			b.drop(ch)
 		}
-	case "blocked":
+	case "blocked", "open":
 		b.move(api.Blocked, "the upstream did not accept the password", "check the user name and the password")
 	}
 }
@@ -200,6 +202,11 @@ func (b *fakeBackend) start() {
 // move changes the state and tells the watchers; mu is held.
 func (b *fakeBackend) move(s api.State, cause, hint string) {
 	b.st.State, b.st.Cause, b.st.Hint = s, cause, hint
+	b.st.Protect.Blocking = s == api.Blocked && b.mode != "open"
+	b.st.Protect.Effect = map[api.State]string{api.Off: "traffic leaves directly", api.Blocked: "traffic is held back"}[s]
+	if s == api.Blocked && b.mode == "open" {
+		b.st.Protect.Effect = "no protection, traffic leaves directly"
+	}
 	st := b.st
 	for ch, ctx := range b.watchers {
 		select {

@@ -128,6 +128,24 @@ func (a *app) summary(st api.Status) {
 	a.out.lines(a.out.warnings(st))
 }
 
+const notKeptText = "what was asked for is in force, but will be forgotten at the next start"
+
+// result shows what is true after up, down or use. What was to be kept and could
+// not be is an error, although it is in force.
+func (a *app) result(st api.Status, asJSON bool) error {
+	if st.Unkept != "" {
+		if !asJSON {
+			a.out.line("%s", a.out.headline(st))
+		}
+		return &notOn{failure{exitError, notKeptText + ": " + st.Unkept, "mend the disk, and ask again; the service tries again too"}, st}
+	}
+	if asJSON {
+		return a.out.json(st)
+	}
+	a.summary(st)
+	return nil
+}
+
 // headline is the state in one line.
 func (p *printer) headline(st api.Status) styled {
 	switch st.State {
@@ -142,11 +160,18 @@ func (p *printer) headline(st api.Status) styled {
 	case api.Stopping:
 		return p.text("%s %s", p.yellow("◐"), p.bold("Disconnecting"))
 	case api.Blocked:
-		return p.text("%s %s · traffic is held back%s", p.red("■"), p.bold("Blocked"), colon(st.Cause))
+		return p.text("%s %s%s%s", p.red("■"), p.bold("Blocked"), dot(st.Protect.Effect), colon(st.Cause))
 	case api.Off:
-		return p.text("%s %s · traffic leaves directly%s", p.dim("○"), p.bold("Off"), colon(st.Cause))
+		return p.text("%s %s%s%s", p.dim("○"), p.bold("Off"), dot(st.Protect.Effect), colon(st.Cause))
 	}
 	return p.text("? %s", string(st.State))
+}
+
+func dot(effect string) string {
+	if effect == "" { // a service older than this program does not say
+		return ""
+	}
+	return " · " + effect
 }
 
 func colon(cause string) string {
@@ -232,6 +257,9 @@ func capture(st api.Status) string {
 
 func (p *printer) warnings(st api.Status) []styled {
 	var out []styled
+	if st.Unkept != "" {
+		out = append(out, p.text("%s %s: %s", p.yellow("!"), notKeptText, st.Unkept))
+	}
 	for _, w := range st.Warnings {
 		out = append(out, p.text("%s %s", p.yellow("!"), w))
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,11 +55,7 @@ on standard input, or set ` + upstreamVar + `.`,
 					return notKept(err, asked)
 				}
 			}
-			if asJSON {
-				return a.out.json(st)
-			}
-			a.summary(st)
-			return nil
+			return a.result(st, asJSON)
 		},
 	}
 	cmd.Flags().StringVarP(&choice, "upstream", "u", "", "name, \"auto\", URL, or - for standard input")
@@ -130,9 +127,9 @@ func untilOn(now func() time.Time) verdict {
 			if !moved && now().Sub(began) < blockedGrace {
 				return false, nil
 			}
-			return true, notConnected(st, "traffic is held back")
+			return true, notConnected(st, cmp.Or(st.Protect.Effect, "it is blocked"))
 		}
-		return true, notConnected(st, "it is off, and the network as it was")
+		return true, notConnected(st, strings.TrimSuffix("it is off, "+st.Protect.Effect, ", "))
 	}
 }
 

@@ -25,15 +25,11 @@ func (a *app) use() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return a.out.json(st)
-			}
-			if st.State == api.Off {
+			if st.State == api.Off && st.Unkept == "" && !asJSON {
 				a.out.line("%s", a.out.text("%s will be used; turn it on with: atlantic up", upstreamText(st.Upstream)))
 				return nil
 			}
-			a.summary(st)
-			return nil
+			return a.result(st, asJSON)
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			ups, err := a.client().Upstreams(cmd.Context())

@@ -137,7 +137,7 @@ func (c *Client) Watch(ctx context.Context, fn func(api.Event) error) error {
 	for lines.Scan() {
 		var ev api.Event
 		if err := json.Unmarshal(lines.Bytes(), &ev); err != nil {
-			return unreadable("an event", lines.Bytes(), err)
+			return fmt.Errorf("read an event: %w", err)
 		}
 		if err := fn(ev); err != nil {
 			return err
@@ -165,12 +165,8 @@ func call[T any](ctx context.Context, c *Client, limit time.Duration, method, ta
 		return answer, err
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes))
-	if err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswerBytes)).Decode(&answer); err != nil {
 		return answer, fmt.Errorf("read the service's answer to %s %s: %w", method, target, err)
-	}
-	if err := json.Unmarshal(text, &answer); err != nil {
-		return answer, unreadable("its answer to "+method+" "+target, text, err)
 	}
 	return answer, nil
 }
@@ -198,10 +194,6 @@ func (c *Client) do(ctx context.Context, method, target string, body any) (*http
 	resp, err := tr.RoundTrip(req)
 	if err != nil {
 		return nil, err
-	}
-	if theirs := resp.Header.Get(api.VersionHeader); theirs != "" && theirs != strconv.Itoa(api.Version) {
-		resp.Body.Close()
-		return nil, otherVersion(theirs, "")
 	}
 	if resp.StatusCode/100 != 2 {
 		defer resp.Body.Close()
@@ -231,44 +223,6 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	return nil, err
 }
 
-// unreadable says why something that the service sent makes no sense here.
-func unreadable(what string, text []byte, err error) error {
-	var says struct {
-		Version struct {
-			API json.Number `json:"api"`
-		} `json:"version"`
-	}
-	var kind *json.UnmarshalTypeError
-	_ = json.Unmarshal(text, &says) // as far as it can be read
-	theirs := says.Version.API.String()
-	switch {
-	case theirs == strconv.Itoa(api.Version):
-		theirs = ""
-	case theirs == "" && !json.Valid(text):
-		return &api.Error{Code: api.ErrProtocol, Message: "what listens on the socket does not speak our API: " + what + " is not JSON", Hint: notOurs}
-	}
-	if errors.As(err, &kind) && kind.Field != "" {
-		what += ": " + kind.Field + " is a " + kind.Value
-	}
-	return otherVersion(theirs, what)
-}
-
-// otherVersion is the refusal to guess what a service of another version means;
-// theirs is "" if it does not say which, and what is what could not be read.
-func otherVersion(theirs, what string) error {
-	msg := fmt.Sprintf("this program speaks version %d of the local API, the service another one", api.Version)
-	if theirs != "" {
-		msg = fmt.Sprintf("this program speaks version %d of the local API, the service version %s", api.Version, theirs)
-	}
-	if what != "" {
-		msg += " (" + what + ")"
-	}
-	return &api.Error{Code: api.ErrVersion, Message: msg,
-		Hint: "install the same version of both programs, then: sudo atlantic service stop; sudo atlantic service start"}
-}
-
-const notOurs = "is --socket or ATLANTIC_SOCKET right?"
-
 // refusal reads what the service says about a call it did not carry out.
 func refusal(resp *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
@@ -278,7 +232,7 @@ func refusal(resp *http.Response) error {
 	}
 	if err != nil || e.Message == "" {
 		return &api.Error{Code: api.ErrProtocol, Message: "what listens on the socket does not speak our API: it answered " + resp.Status,
-			Hint: notOurs}
+			Hint: "is --socket or ATLANTIC_SOCKET right?"}
 	}
 	return &e
 }

@@ -20,62 +20,36 @@ const trayName = "io.github.atlanticproxy.Tray"
 
 const noHostHint = `This desktop shows no tray icons (no ` + watcherName + ` on D-Bus).
 On GNOME, install and enable the extension "AppIndicator and KStatusNotifierItem Support"
-(Debian and Ubuntu: gnome-shell-extension-appindicator); or use the command line: atlantic status
-Waiting until something shows them; Ctrl-C ends it.`
+(Debian and Ubuntu: gnome-shell-extension-appindicator); or use the command line: atlantic status`
 
 // Desktop tells whether there is a desktop that shows tray icons.
 func Desktop() bool {
 	if os.Getenv("DISPLAY") == "" && os.Getenv("WAYLAND_DISPLAY") == "" {
 		return false
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // it shows them now, or not
-	return awaitHost(ctx) == nil
+	return awaitHost(context.Background(), 0)
 }
 
-// awaitHost waits until something shows tray icons. It fails when ctx or the
-// session ends before that.
-func awaitHost(ctx context.Context) error {
+// awaitHost waits until something shows tray icons, d at most.
+func awaitHost(ctx context.Context, d time.Duration) bool {
 	conn, err := sessionBus()
 	if err != nil {
-		return err
+		return false
 	}
 	defer conn.Close()
-	appears := make(chan *dbus.Signal, 8)
-	conn.Signal(appears)
-	err = conn.AddMatchSignal(dbus.WithMatchSender("org.freedesktop.DBus"), dbus.WithMatchInterface("org.freedesktop.DBus"),
-		dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, watcherName))
-	if err != nil {
-		return fmt.Errorf("watch the session bus: %w", err)
-	}
-	for {
+	for deadline := time.Now().Add(d); ; {
 		var has bool
-		err := conn.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, watcherName).Store(&has)
+		err := conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, watcherName).Store(&has)
 		if has || err != nil {
-			return err
+			return has
+		}
+		if time.Now().After(deadline) {
+			return false
 		}
 		select {
-		case <-appears:
 		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// awaitProperty waits until the exported item's property is as wanted, two
-// seconds at most, and calls again meanwhile.
-func awaitProperty(name string, wanted func(value string) bool, again func()) {
-	conn, err := sessionBus()
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	item := conn.Object(fmt.Sprintf("org.kde.StatusNotifierItem-%d-1", os.Getpid()), "/StatusNotifierItem")
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		again()
-		v, err := item.GetProperty("org.kde.StatusNotifierItem." + name)
-		if value, ok := v.Value().(string); err == nil && ok && wanted(value) {
-			return
+			return false
+		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }

@@ -52,13 +52,7 @@ func bus(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); os.RemoveAll(dir) })
-	eventually(t, "the bus is there", func() bool {
-		conn, err := net.Dial("unix", filepath.Join(dir, "s"))
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
+	eventually(t, "the bus is there", func() bool { _, err := os.Stat(filepath.Join(dir, "s")); return err == nil })
 	return address
 }
 
@@ -270,28 +264,11 @@ func (s *service) run(t *testing.T, socket string, peer localsock.Peer) (stop fu
 	return stop
 }
 
-// lockedBuffer is what a program has printed so far.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// startTray runs the tray against a bus and a socket.
-func startTray(t *testing.T, address, socket string) (cmd *exec.Cmd, output *lockedBuffer) {
+// startTray runs the tray against a bus and a socket. output may be read once
+// cmd.Wait has returned.
+func startTray(t *testing.T, address, socket string) (cmd *exec.Cmd, output *bytes.Buffer) {
 	t.Helper()
-	cmd, output = exec.Command(os.Args[0]), &lockedBuffer{}
+	cmd, output = exec.Command(os.Args[0]), &bytes.Buffer{}
 	// godbus v5.2.4 writes a property in place while another goroutine sends it
 	// (prop.SetMust against Get): -race sees that inside the library, November
 	// 2026. Our own goroutines are raced in TestOncePerSecond and TestBusyService.
@@ -323,9 +300,6 @@ func TestDesktop(t *testing.T) {
 	p := newPanel(t, address)
 	cmd, output := startTray(t, address, socket)
 	p.await()
-	if id := p.property("Id"); id != "AtlanticProxy" {
-		t.Errorf("the id is %q", id)
-	}
 
 	if l := p.wait("Service not running"); l.enabled {
 		t.Error("the headline can be clicked")
@@ -336,7 +310,7 @@ func TestDesktop(t *testing.T) {
 	}
 	goneIcon := p.icon("service not running")
 
-	s := &service{st: api.Status{State: api.Off, Upstream: api.Upstream{Name: "direct", Scheme: "direct"}}, choice: "auto", changed: make(chan struct{})}
+	s := &service{st: api.Status{State: api.Off, Protect: api.Protect{Effect: "traffic leaves directly"}, Upstream: api.Upstream{Name: "direct", Scheme: "direct"}}, choice: "auto", changed: make(chan struct{})}
 	stop := s.run(t, socket, admin)
 	p.wait("Off · traffic leaves directly")
 	offIcon := p.icon("off")
@@ -381,36 +355,11 @@ func TestDesktop(t *testing.T) {
 	}
 }
 
-// TestLatePanel: a panel that starts long after login still gets the icon, and
-// the user has read why there was none; its id is the same at every start,
-// whatever the state, so that the panel knows its place again.
-func TestLatePanel(t *testing.T) {
+// TestNoPanel: a desktop without tray icons gets a hint, and no failure.
+func TestNoPanel(t *testing.T) {
 	t.Parallel()
-	address, socket := bus(t), socketPath(t)
-	s := &service{st: api.Status{State: api.On, Upstream: api.Upstream{Name: "paris"}}, changed: make(chan struct{})}
-	s.run(t, socket, localsock.Peer{Known: true, Admin: true})
-	cmd, output := startTray(t, address, socket)
-	eventually(t, "it says why there is no icon", func() bool { return strings.Contains(output.String(), "gnome-shell-extension-appindicator") })
-
-	p := newPanel(t, address)
-	p.await()
-	p.wait("On · paris")
-	p.icon("on · paris")
-	eventually(t, "the title says how it is", func() bool { return p.property("Title") == "AtlanticProxy: on · paris" })
-	if id := p.property("Id"); id != "AtlanticProxy" {
-		t.Errorf("the id is %q", id)
-	}
-	p.click(p.wait("Quit"))
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("%v: %s", err, output)
-	}
-}
-
-// TestNoSession: without a desktop session there is nothing to wait for.
-func TestNoSession(t *testing.T) {
-	t.Parallel()
-	cmd, output := startTray(t, "unix:path=/nonexistent", socketPath(t))
-	if err := cmd.Wait(); err == nil || !strings.Contains(output.String(), "session bus") {
+	cmd, output := startTray(t, bus(t), socketPath(t))
+	if err := cmd.Wait(); err != nil || !strings.Contains(output.String(), "gnome-shell-extension-appindicator") {
 		t.Errorf("%v: %s", err, output)
 	}
 }

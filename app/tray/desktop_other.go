@@ -5,6 +5,7 @@ package tray
 import (
 	"context"
 	"runtime"
+	"time"
 )
 
 const noHostHint = "This desktop shows no tray icons; use the command line: atlantic status"
@@ -14,9 +15,7 @@ const noHostHint = "This desktop shows no tray icons; use the command line: atla
 // a terminal is the likelier place to be started from.
 func Desktop() bool { return runtime.GOOS == "windows" }
 
-func awaitHost(context.Context) error { return nil }
-
-func awaitProperty(string, func(string) bool, func()) {}
+func awaitHost(context.Context, time.Duration) bool { return true }
 
 // claimSession: the system ends its users' programs by itself.
 func claimSession() (<-chan struct{}, error) { return nil, nil }

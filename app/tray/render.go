@@ -105,9 +105,13 @@ func headlineOf(m Model) (icon, headline, note string) {
 	case api.Stopping:
 		return "connecting", "disconnecting", ""
 	case api.Blocked:
-		return "blocked", "blocked · traffic is held back", st.Cause
+		icon = "off" // what it looks like to apps, if nothing is held back
+		if st.Protect.Blocking {
+			icon = "blocked"
+		}
+		return icon, strings.TrimSuffix("blocked · "+st.Protect.Effect, " · "), st.Cause
 	}
-	return "off", "off · traffic leaves directly", st.Cause
+	return "off", strings.TrimSuffix("off · "+st.Protect.Effect, " · "), st.Cause
 }
 
 // latency is the live round trip: to the upstream if it is known, else to the

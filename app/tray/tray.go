@@ -32,7 +32,7 @@ const (
 	pollEvery  = 2 * time.Second
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 5 * time.Second
-	hintAfter  = 3 * time.Second // of waiting for the panel, which starts beside us at login
+	hostWait   = 3 * time.Second // for the panel, which starts beside us at login
 )
 
 // Options of Run.
@@ -55,30 +55,20 @@ type ui interface {
 }
 
 // Run shows the icon until ctx ends, the user quits it, or the session ends.
-// Where nothing shows icons yet, since the panel starts later or the desktop
-// has none, it says so on Hint and waits. It must be called from the main
-// goroutine, once per process.
+// Where the desktop shows no icons it says so on Hint and returns nil. It must
+// be called from the main goroutine, once per process.
 func Run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ended, err := claimSession()
-	if err != nil {
-		return err
-	}
-	hint := time.AfterFunc(hintAfter, func() { fmt.Fprintln(o.Hint, noHostHint) })
-	err = awaitHost(ctx)
-	hint.Stop()
-	select {
-	case <-ended:
+	if !awaitHost(ctx, hostWait) {
+		fmt.Fprintln(o.Hint, noHostHint)
 		return nil
-	case <-ctx.Done():
-		return nil
-	default:
-	}
-	if err != nil {
-		return err
 	}
 	u, err := newUI()
+	if err != nil {
+		return err
+	}
+	ended, err := claimSession()
 	if err != nil {
 		return err
 	}

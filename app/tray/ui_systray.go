@@ -19,19 +19,17 @@ type systrayUI struct {
 	done  chan struct{} // closed when run ends
 	wg    sync.WaitGroup
 	nodes []*node // owned by run, then by show
+	last  View
 	once  sync.Once
 
-	mu       sync.Mutex
-	icon     string // guarded by mu; as are those below
-	tooltip  string
-	exported bool // the item is on the bus, and its id fixed
+	mu sync.Mutex // guards node.id
 }
 
 // node is one item on the screen. Items are never removed, only hidden: the
 // library could still deliver a click for one that is gone.
 type node struct {
 	item     *systray.MenuItem // nil for a separator
-	id       string            // guarded by systrayUI.mu
+	id       string
 	shown    Item
 	children []*node
 }
@@ -44,11 +42,10 @@ func (u *systrayUI) clicks() <-chan string { return u.click }
 func (u *systrayUI) quit()                 { u.once.Do(systray.Quit) }
 
 func (u *systrayUI) run(first View) {
-	systray.SetTitle("AtlanticProxy") // on Linux the first title becomes the item's id for good
+	systray.SetTitle("AtlanticProxy") // before Run: on Linux it becomes the icon's id
 	systray.Run(func() {
 		u.build(first)
 		close(u.built)
-		u.settle()
 	}, nil)
 	close(u.done)
 	u.wg.Wait()
@@ -86,55 +83,18 @@ func (u *systrayUI) show(v View) {
 
 // face sets the icon and its tooltip.
 func (u *systrayUI) face(v View) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if v.Icon != u.icon {
-		u.icon = v.Icon
-		u.setIcon()
+	if v.Icon != u.last.Icon {
+		if icon := trayIcon(v.Icon); icon != nil {
+			setIcon(v.Icon, icon)
+		}
 	}
-	if v.Tooltip != u.tooltip {
-		u.tooltip = v.Tooltip
-		u.setTooltip()
+	if v.Tooltip != u.last.Tooltip {
+		systray.SetTooltip(v.Tooltip)
+		if runtime.GOOS == "linux" {
+			systray.SetTitle(v.Tooltip) // what many panels show instead
+		}
 	}
-}
-
-// settle shows the face again once the library has made the item, which on
-// Linux is some time after it has called us: what was set meanwhile may be
-// lost, and the title, which says how things are, would become the item's id,
-// by which panels remember its place.
-func (u *systrayUI) settle() {
-	awaitProperty("Id", func(id string) bool { return id != "" }, func() {})
-	awaitProperty("Title", func(title string) bool {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		return title == u.tooltip
-	}, func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		u.exported = true
-		u.setIcon()
-		u.setTooltip()
-	})
-}
-
-// setIcon and setTooltip are called with mu held.
-func (u *systrayUI) setIcon() {
-	icon := trayIcon(u.icon)
-	if icon == nil {
-		return
-	}
-	if template, err := assets.Icon(u.icon, "dark", 48); err == nil && runtime.GOOS == "darwin" {
-		systray.SetTemplateIcon(template, icon)
-		return
-	}
-	systray.SetIcon(icon)
-}
-
-func (u *systrayUI) setTooltip() {
-	systray.SetTooltip(u.tooltip)
-	if runtime.GOOS == "linux" && u.exported {
-		systray.SetTitle(u.tooltip) // what many panels show instead
-	}
+	u.last = v
 }
 
 // adopt takes a new item into use: its clicks, its state, its submenu.
@@ -236,4 +196,12 @@ func trayIcon(name string) []byte {
 		data, _ = assets.Icon(name, "color", 48) // panels scale down
 	}
 	return data
+}
+
+func setIcon(name string, icon []byte) {
+	if template, err := assets.Icon(name, "dark", 48); err == nil && runtime.GOOS == "darwin" {
+		systray.SetTemplateIcon(template, icon)
+		return
+	}
+	systray.SetIcon(icon)
 }

@@ -163,7 +163,7 @@ func TestWrongUpstream(t *testing.T) {
 				p.SetFault(tc.fault)
 			}
 			begin := time.Now()
-			s.fails(3, append(tc.words, "error: not connected:", "the network as it was", "hint:"), "up", "--upstream", tc.upstream)
+			s.fails(3, append(tc.words, "error: not connected:", "traffic leaves directly", "hint:"), "up", "--upstream", tc.upstream)
 			if took := time.Since(begin); took > 8*time.Second {
 				t.Errorf("it took %v", took)
 			}
@@ -254,7 +254,7 @@ func TestOccupied(t *testing.T) {
 		defer ln.Close()
 		s := start(t, l, toml)
 		s.answers()
-		s.fails(3, []string{"127.0.0.1:7890", "address already in use", "[listen] proxy", "the network as it was"}, "up")
+		s.fails(3, []string{"127.0.0.1:7890", "address already in use", "[listen] proxy", "traffic leaves directly"}, "up")
 		if st := s.status(); st.Code != api.ErrPortInUse {
 			t.Errorf("code is %q", st.Code)
 		}
@@ -315,7 +315,7 @@ func TestWithoutRights(t *testing.T) {
 		hidden := []string{"unshare", "--mount", "sh", "-c", "mount -t tmpfs none /dev/net && exec \"$@\"", "sh"}
 		s := startIn(t, l, t.TempDir(), hidden, labDNS)
 		s.answers()
-		s.fails(3, []string{"/dev/net/tun is missing", "modprobe tun", "--no-tun", "the network as it was"}, "up")
+		s.fails(3, []string{"/dev/net/tun is missing", "modprobe tun", "--no-tun", "traffic leaves directly"}, "up")
 		same(t, l, before, "without /dev/net/tun")
 		s.stop()
 		s = startIn(t, l, t.TempDir(), hidden, labDNS, "--no-tun", "--up")
