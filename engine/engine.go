@@ -82,6 +82,7 @@ type Engine struct {
 	probe      *job      // the look at the upstream in progress, nil if none
 	sw         *job      // the check of another upstream in progress, nil if none
 	timer      *time.Timer
+	waiting    []waiting // calls that have yet to be answered, oldest first
 	tries      int       // retries since the last success
 	broken     bool      // pipe has died of itself
 	looked     time.Time // when the upstream was last looked at

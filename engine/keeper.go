@@ -20,19 +20,12 @@ type keeper struct {
 	wake    chan struct{} // has a value while something new is to be written
 	written func()        // called after each try
 
-	mu      sync.Mutex
-	intent  *intent  // guarded by mu: to be written, nil if nothing is
-	good    *[]byte  // guarded by mu: likewise; what it points to is nil if the file is to go
-	asked   uint64   // guarded by mu: how often something was handed over
-	tried   uint64   // guarded by mu: what of that has been written, or has failed
-	failed  error    // guarded by mu: of the last try, nil if all is kept
-	waiting []waiter // guarded by mu
-}
-
-// waiter is told what has become of the first so many things handed over.
-type waiter struct {
-	upTo uint64
-	tell func(err error)
+	mu     sync.Mutex
+	intent *intent // guarded by mu: to be written, nil if nothing is
+	good   *[]byte // guarded by mu: likewise; what it points to is nil if the file is to go
+	asked  uint64  // guarded by mu: how often something was handed over
+	tried  uint64  // guarded by mu: how much of that has been written, or has failed
+	failed error   // guarded by mu: of the last try, nil if all is kept
 }
 
 func newKeeper(dir string, log *slog.Logger, written func()) *keeper {
@@ -58,25 +51,12 @@ func (k *keeper) hand(over func()) {
 	}
 }
 
-// then calls f once what was handed over by now has been written, or has not
-// been: at once if there is nothing to wait for.
-func (k *keeper) then(f func(err error)) {
-	k.mu.Lock()
-	if k.tried != k.asked {
-		k.waiting = append(k.waiting, waiter{k.asked, f})
-		k.mu.Unlock()
-		return
-	}
-	err := k.failed
-	k.mu.Unlock()
-	f(err)
-}
-
-// pending reports whether something was handed over that has not been tried yet.
-func (k *keeper) pending() bool {
+// progress is how often something was handed over, and how much of that has been
+// written by now, or could not be.
+func (k *keeper) progress() (asked, tried uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.tried != k.asked
+	return k.asked, k.tried
 }
 
 // lacks says why what is wanted is not kept; nil if it is.
@@ -130,19 +110,12 @@ func (k *keeper) write() error {
 	}
 	news := (err == nil) != (k.failed == nil)
 	k.tried, k.failed = upTo, err
-	var told []waiter
-	for len(k.waiting) > 0 && k.waiting[0].upTo <= upTo { // they are in order
-		told, k.waiting = append(told, k.waiting[0]), k.waiting[1:]
-	}
 	k.mu.Unlock()
 
 	if news && err != nil {
 		k.log.Error("what is wanted cannot be kept for the next start", "err", err)
 	} else if news {
 		k.log.Info("what is wanted is kept again")
-	}
-	for _, w := range told {
-		w.tell(err)
 	}
 	k.written()
 	return err

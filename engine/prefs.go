@@ -86,11 +86,25 @@ func (e *Engine) setPrefs(a asked) {
 	e.accepted(a.reply)
 }
 
-// accepted answers a call whose change is in force, once it is also kept, or
-// cannot be.
+// accepted has a call answered whose change is in force, once it is also kept, or
+// cannot be: status says which. The caller reads the new status then.
 func (e *Engine) accepted(reply chan<- error) {
-	e.publish()                                 // the caller reads the new status as soon as it is answered
-	e.keeper.then(func(error) { reply <- nil }) // Status says what is not kept
+	asked, _ := e.keeper.progress()
+	e.waiting = append(e.waiting, waiting{asked, reply})
+}
+
+// waiting is a call that is answered once the keeper has tried so much.
+type waiting struct {
+	upTo  uint64
+	reply chan<- error
+}
+
+// answer answers the calls that wait for no more than what was tried.
+func (e *Engine) answer(tried uint64) {
+	for len(e.waiting) > 0 && e.waiting[0].upTo <= tried { // they are in order
+		e.waiting[0].reply <- nil
+		e.waiting = e.waiting[1:]
+	}
 }
 
 // choose puts u in use and keeps the choice. Flows that are open stay with the

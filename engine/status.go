@@ -43,9 +43,11 @@ func (e *Engine) publish() {
 	}
 	old := e.snap.Load()
 	// Who has seen On, or Off, may kill the service: a start after that knows it.
-	if old != nil && old.state != s.state && (s.state == api.On || s.state == api.Off) && e.keeper.pending() {
-		s.state = old.state // the keeper has Run publish again
+	asked, tried := e.keeper.progress()
+	if old != nil && old.state != s.state && (s.state == api.On || s.state == api.Off) && tried < asked {
+		return // the keeper has Run publish again
 	}
+	defer e.answer(tried)
 	if old != nil && old.state == s.state {
 		s.since = old.since
 	}
