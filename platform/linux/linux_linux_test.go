@@ -188,9 +188,7 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 	}
 	_ = os.Remove(path + ".damaged")
 
-	again := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-	again.Env = cmd.Env
-	_ = again.Run()
+	_ = m.killedAt(24).Run()
 	writeFile(t, path, damaged)
 	if err := rescue(log, m.options(), m.sys); err != nil {
 		t.Fatalf("rescue: %v", err)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -350,9 +349,7 @@ func TestReadOnlyStateIsUndone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
 			before := m.snapshot()
-			cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-			cmd.Env = append(os.Environ(), crashEnv+"=24", crashDirEnv+"="+m.dir)
-			_ = cmd.Run()
+			_ = m.killedAt(24).Run()
 			if m.snapshot() == before {
 				t.Fatal("nothing was left behind, so nothing is tested")
 			}
