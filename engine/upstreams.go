@@ -144,13 +144,15 @@ func (us *upstreams) current() *upstream.Upstream { return us.cur.Load() }
 func (us *upstreams) named(name string) *upstream.Upstream { return us.byName[name] }
 
 // find returns the upstream that a choice means: "auto" or "", a configured
-// name, or a URL. It changes nothing.
+// name in whatever case, or a URL. It changes nothing.
 func (us *upstreams) find(choice string) (*upstream.Upstream, error) {
-	if choice == "" || choice == autoName {
+	if choice == "" || strings.EqualFold(choice, autoName) {
 		return us.list[0], nil
 	}
-	if u := us.byName[choice]; u != nil {
-		return u, nil
+	for name, u := range us.byName { // no two differ by case alone
+		if strings.EqualFold(name, choice) {
+			return u, nil
+		}
 	}
 	if !strings.Contains(choice, "://") {
 		return nil, us.unknown(choice)
@@ -186,8 +188,11 @@ func (us *upstreams) unknown(name string) *api.Error {
 func (us *upstreams) use(u *upstream.Upstream, choice string) {
 	us.mu.Lock()
 	defer us.mu.Unlock()
-	if choice == "" {
+	switch name := u.Spec().Name; {
+	case choice == "" || strings.EqualFold(choice, autoName):
 		choice = autoName
+	case us.byName[name] == u: // as the configuration writes it
+		choice = name
 	}
 	us.choice = choice
 	us.cur.Store(u)

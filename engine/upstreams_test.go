@@ -56,3 +56,20 @@ members = ["one", "two"]
 		t.Errorf("status: %+v", u)
 	}
 }
+
+// A name in another case is that name: no two names differ by case alone.
+func TestChoiceInAnotherCase(t *testing.T) {
+	cfg, err := config.Parse("test", []byte("[listen]\nproxy = \"\"\n[[upstream]]\nname = \"Home\"\nurl = \"direct://\"\n[[upstream]]\nname = \"away\"\nurl = \"direct://\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, cfg)
+	for _, tc := range []struct{ ask, choice, name string }{
+		{"AWAY", "away", "away"}, {"Auto", "auto", "Home"}, {"home", "Home", "Home"}, {"DIRECT", "direct", "direct"},
+	} {
+		b.prefs(t, api.Prefs{Upstream: ptr(tc.ask)})
+		if got, st := b.Upstreams().Choice, b.Status(); got != tc.choice || st.Upstream.Name != tc.name {
+			t.Errorf("use %s: the choice is %q, in use is %q", tc.ask, got, st.Upstream.Name)
+		}
+	}
+}

@@ -362,7 +362,7 @@ func (c *Config) checkName(src *source, path, what string, i int, name string) e
 	if err := checkUpstreamName(name); err != nil {
 		return src.fail(path+".name", "a short word such as \"office\"", "%s %d: %v", what, i+1, err)
 	}
-	if slices.Contains(c.Names(), name) {
+	if slices.ContainsFunc(c.Names(), func(n string) bool { return strings.EqualFold(n, name) }) { // or a typing error chooses another
 		return src.fail(path+".name", "give each its own name", "%s %d has the name %q, which is taken", what, i+1, name)
 	}
 	return nil

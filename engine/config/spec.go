@@ -132,10 +132,12 @@ func checkUpstreamName(name string) error {
 	switch {
 	case name == "":
 		return errors.New("has no name")
-	case slices.Contains([]string{"auto", "direct", "block"}, name):
+	case slices.Contains([]string{"auto", "direct", "block"}, strings.ToLower(name)):
 		return fmt.Errorf("the name %q is reserved", name)
 	case !IsName(name):
 		return errors.New("the name has more than 64 bytes, or other characters than letters, digits, '-' and '_'")
+	case name[0] == '-':
+		return errors.New("the name begins with '-', as the options of a command do")
 	}
 	return nil
 }
