@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"engine/dns":            {"engine/flow", "engine/proxy", "engine/rules"},
 	"engine/flow":           {},
 	"engine/internal/fair":  {},
-	"engine/listener":       {"engine/flow", "engine/proxy"},
+	"engine/listener":       {"engine/flow", "engine/internal/fair", "engine/proxy"},
 	"engine/netstack":       {"engine/flow", "platform"},
 	"engine/proxy":          {},
 	"engine/resolve":        {"engine/proxy"},

@@ -29,6 +29,14 @@ func processOf(h platform.Host) func(network string, src, dst netip.AddrPort) st
 	return nil
 }
 
+// ownerOf finds the user of a socket where the Host can tell.
+func ownerOf(h platform.Host) func(network string, local, remote netip.AddrPort) (uint32, bool) {
+	if o, ok := h.(platform.Owners); ok {
+		return o.Owner
+	}
+	return nil
+}
+
 // uplinkOf is the physical network as the Host knows it before any change.
 func uplinkOf(h platform.Host) platform.NetChange {
 	if u, ok := h.(platform.Uplink); ok {

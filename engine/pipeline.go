@@ -15,6 +15,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/engine/listener"
 	"github.com/atlanticproxy/atlanticproxy/engine/netstack"
 	"github.com/atlanticproxy/atlanticproxy/platform"
@@ -81,6 +82,9 @@ func (e *Engine) openPipeline(ctx context.Context) (_ *pipeline, err error) {
 		o := listener.Options{Address: cfg.Listen.Proxy, Handler: e.flows, CarriesUDP: e.flows.CarriesUDP, Log: e.log}
 		if process := processOf(e.opt.Host); process != nil && e.rules.NeedsProcess() {
 			o.App = func(src, dst netip.AddrPort) string { return process("tcp", src, dst) }
+		}
+		if owner := ownerOf(e.opt.Host); owner != nil {
+			o.User = func(n flow.Network, src, dst netip.AddrPort) (uint32, bool) { return owner(n.String(), src, dst) }
 		}
 		if p.local, err = listener.Listen(o); err != nil {
 			return nil, fmt.Errorf("local proxy on %s: %w", cfg.Listen.Proxy, err)

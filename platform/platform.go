@@ -145,6 +145,16 @@ type Processes interface {
 	Process(network string, src, dst netip.AddrPort) string
 }
 
+// Owners tells whose sockets are. A Host may have it.
+type Owners interface {
+	// Owner returns the user of the socket of this machine (protocol "tcp" or
+	// "udp") that a packet from remote to local would reach: one that is
+	// connected so, or else listens there. ok is false if there is none, if it
+	// belongs to no process any more, or if it cannot be told. It takes
+	// microseconds.
+	Owner(network string, local, remote netip.AddrPort) (uid uint32, ok bool)
+}
+
 // Warner tells what works less well than it could on this machine, in sentences
 // for people, as of the last Apply. A Host may be one.
 type Warner interface {

@@ -165,6 +165,17 @@ type Pending interface {
 	Reject(Reason)
 }
 
+// Spoken is what a Pending has beside its methods where the app speaks a protocol
+// of its own to us before the flow: it waits for a true answer, and does not take
+// Accept for one that can be had ahead. What it has said to the target already
+// may leave with the request to the upstream all the same.
+type Spoken interface {
+	// Spoken returns that, nil if it is nothing. Whoever calls it sends it to the
+	// target: it does not come again by what Accept returns. The slice is the
+	// caller's.
+	Spoken() []byte
+}
+
 // Handler carries flows. Both methods block until the flow has ended, and own
 // closing what they were given. They are called on a goroutine of their own.
 // They end soon after ctx is cancelled.

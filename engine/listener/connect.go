@@ -7,66 +7,59 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-// serveHTTP carries an HTTP connection until it ends. CONNECT as the first
-// request, by far the most common, is answered here without net/http's server;
-// all else is web's.
-func (s *server) serveHTTP(ctx context.Context, app *client) {
-	const method = "CONNECT "
-	start, err := app.buf.Peek(len(method))
-	if err != nil {
-		app.Close()
-		return
-	}
-	if string(start) != method {
-		s.web.serve(app)
-		return
-	}
-	r, err := http.ReadRequest(app.buf)
-	if err != nil {
-		app.refuse(errorPage(http.StatusBadRequest, "", "malformed CONNECT request: "+err.Error()))
-		return
-	}
-	s.serveConnect(ctx, app, r)
-}
-
 // serveConnect carries the tunnel that r asks for (RFC 9110 section 9.3.6).
-func (s *server) serveConnect(ctx context.Context, app *client, r *http.Request) {
-	t, err := targetOfAuthority(r.RequestURI, 0)
-	if err == nil && (r.ContentLength != 0 || len(r.TransferEncoding) > 0) {
-		err = fmt.Errorf("a CONNECT request has no body")
+func (s *server) serveConnect(ctx context.Context, app *client, r *request) {
+	t, err := targetOfAuthority(string(r.uri), 0)
+	if err == nil && (r.length > 0 || r.coded) {
+		err = errors.New("a CONNECT request has no body")
 	}
 	if err != nil {
 		app.refuse(errorPage(http.StatusBadRequest, "", err.Error()))
 		return
 	}
-	app.said()
 	p := &connectPending{app: app, target: t}
 	s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.HTTP, app.addr(), t), p)
 	p.Reject(flow.Unreachable) // no effect, unless the Handler forgot
 }
 
-// targetOfAuthority parses host:port; a port of 0 as standard means that the
-// port must be given.
+// targetOfAuthority parses host:port, an IPv6 address in brackets. A standard
+// port other than 0 may be left out (RFC 3986 section 3.2.3).
 func targetOfAuthority(authority string, standard uint16) (flow.Target, error) {
-	host, port, err := net.SplitHostPort(authority)
-	if err != nil && standard != 0 {
-		host, port, err = net.SplitHostPort(net.JoinHostPort(authority, strconv.Itoa(int(standard))))
+	host, port := authority, ""
+	colon := strings.LastIndexByte(authority, ':')
+	if colon > strings.LastIndexByte(authority, ']') {
+		host, port = authority[:colon], authority[colon+1:]
 	}
-	if err != nil {
-		return flow.Target{}, errors.New("want host:port")
+	if literal, ok := strings.CutPrefix(host, "["); ok {
+		literal, closed := strings.CutSuffix(literal, "]")
+		a, err := netip.ParseAddr(strings.Replace(literal, "%25", "%", 1)) // a zone, as RFC 6874 writes it
+		if !closed || err != nil || !a.Is6() {
+			return flow.Target{}, errors.New("what is in brackets is no IPv6 address")
+		}
+		host = a.String()
+	} else if strings.IndexByte(host, ':') >= 0 {
+		return flow.Target{}, errors.New("want host:port, an IPv6 address in brackets")
+	}
+	if port == "" {
+		if standard == 0 {
+			return flow.Target{}, errors.New("want host:port")
+		}
+		return newTarget(host, standard)
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
 		return flow.Target{}, errors.New("want a port from 1 to 65535")
 	}
-	return target(host, uint16(n))
+	return newTarget(host, uint16(n))
 }
 
 // connectPending is a CONNECT request that has not been answered yet.
@@ -76,7 +69,13 @@ type connectPending struct {
 	decided atomic.Bool
 }
 
-var _ flow.Pending = (*connectPending)(nil)
+var (
+	_ flow.Pending = (*connectPending)(nil)
+	_ flow.Spoken  = (*connectPending)(nil)
+)
+
+// Spoken implements flow.Spoken.
+func (p *connectPending) Spoken() []byte { return p.app.spoken() }
 
 // Accept implements flow.Pending.
 func (p *connectPending) Accept() (flow.StreamConn, error) {

@@ -5,53 +5,57 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-// dial opens a connection of the HTTP transport: a flow like any other, whose
-// app is ourselves. The Handler gets ctx; wait ends when nobody wants the
-// connection any more.
-func (s *server) dial(ctx, wait context.Context, address string) (net.Conn, error) {
-	t, err := targetOfAuthority(address, 80)
-	if err != nil {
-		return nil, err
-	}
-	var src netip.AddrPort
-	if app, ok := wait.Value(appKey{}).(*webConn); ok {
-		src = flow.AddrPortOf(app.RemoteAddr()) // of the request that came first; later ones share the connection
-	}
+// dial opens a connection to the target of a plain HTTP request: a flow like
+// any other, whose app is ourselves. said is what the app has said already; it
+// has left if sent is true. The Handler gets ctx; gone is closed when nobody
+// wants the connection any more.
+func (s *server) dial(ctx context.Context, gone <-chan struct{}, src netip.AddrPort, t flow.Target, said []byte) (conn *pipe, sent bool, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, err // stopping: open no more flows
+		return nil, false, err // stopping: open no more flows
 	}
-	answer := make(chan dialed)
-	p := &dialPending{target: t, answer: answer, gone: wait.Done()}
+	p := &dialPending{target: t, said: said, answer: make(chan dialed), gone: gone}
 	s.running.Go(func() {
 		s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.HTTP, src, t), p)
 		p.Reject(flow.Unreachable) // no effect, unless the Handler forgot
 	})
 	select {
-	case d := <-answer:
-		return d.conn, d.err
-	case <-wait.Done():
-		return nil, context.Cause(wait)
+	case d := <-p.answer:
+		return d.conn, p.spoken.Load(), d.err
+	case <-gone:
+		return nil, false, errAppGone
 	}
 }
 
 type dialed struct {
-	conn net.Conn // nil if err is not
+	conn *pipe // nil if err is not
 	err  error
 }
 
-var _ flow.Pending = (*dialPending)(nil)
+var (
+	_ flow.Pending = (*dialPending)(nil)
+	_ flow.Spoken  = (*dialPending)(nil)
+)
 
-// dialPending is a connection that the HTTP transport waits for.
+// dialPending is a connection to a target that a request waits for.
 type dialPending struct {
 	target  flow.Target
-	answer  chan<- dialed
+	said    []byte
+	spoken  atomic.Bool // the Handler has said it
+	answer  chan dialed
 	gone    <-chan struct{}
 	decided atomic.Bool
+}
+
+// Spoken implements flow.Spoken.
+func (p *dialPending) Spoken() []byte {
+	p.spoken.Store(true)
+	return slices.Clone(p.said)
 }
 
 // Accept implements flow.Pending.

@@ -86,12 +86,13 @@ func TestAppsShareNothing(t *testing.T) {
 			t.Errorf("%d flows after %d requests", d.count(), i+1)
 		}
 	}
-	for i := range 3 * maxApps { // a scan of apps does not fill memory
+	for i := range 2 * maxIdleInAll { // a scan of apps does not fill memory
 		a := dialT(t, proxy)
 		names.Store(flow.AddrPortOf(a.LocalAddr()), fmt.Sprint(i))
 		a.say("GET http://127.0.0.1:%s/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", port)
 		if _, body, err := a.response(); err != nil || body != "ok" {
 			t.Fatal(body, err)
 		}
+		a.Close()
 	}
 }

@@ -112,7 +112,7 @@ func TestForwardedRequest(t *testing.T) {
 		{"GET http://u:p@%s/ HTTP/1.1\r\nHost: x\r\nUser-Agent: mine\r\n\r\n", "GET / HTTP/1.1\r\nHost: %s\r\nUser-Agent: mine\r\n\r\n"},
 		{"GET http://%s/%%2e%%2E//a%%2Fb HTTP/1.1\r\nHost: x\r\n\r\n", "GET /%%2e%%2E//a%%2Fb HTTP/1.1\r\nHost: %s\r\n\r\n"},
 		{"GET http://%s/ HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n", "GET / HTTP/1.1\r\nHost: %s\r\n\r\n"},
-		{"GET http://%s/ HTTP/1.1\r\nHost: x\r\nTE: trailers, deflate\r\nConnection: TE\r\nKeep-Alive: 1\r\n\r\n", "GET / HTTP/1.1\r\nHost: %s\r\nTe: trailers\r\n\r\n"},
+		{"GET http://%s/ HTTP/1.1\r\nHost: x\r\nTE: trailers, deflate\r\nConnection: TE\r\nKeep-Alive: 1\r\n\r\n", "GET / HTTP/1.1\r\nHost: %s\r\nConnection: TE\r\nTE: trailers\r\n\r\n"},
 		{"GET http://%s/ HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: %s\r\n\r\n"},
 	}
 	for _, tt := range tests {
@@ -267,6 +267,7 @@ func TestStreams(t *testing.T) {
 				w.Write(b)
 				w.(http.Flusher).Flush()
 			}
+			io.Copy(io.Discard, r.Body)
 		})
 		a := dialT(t, proxy)
 		a.say("POST http://127.0.0.1:%s/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\none,\r\n", port)
@@ -287,8 +288,7 @@ func TestStreams(t *testing.T) {
 
 // TestAppLeaves: nobody works on for an app that has gone.
 func TestAppLeaves(t *testing.T) {
-	var d direct
-	proxy := start(t, &d)
+	proxy := startWith(t, Options{Handler: &direct{}, User: owners(t)})
 	begun, gone := make(chan bool), make(chan bool)
 	port := origin(t, func(_ http.ResponseWriter, r *http.Request) {
 		begun <- true

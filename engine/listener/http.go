@@ -2,196 +2,182 @@ package listener
 
 import (
 	"context"
-	"log/slog"
-	"net"
+	"errors"
+	"io"
 	"net/http"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-// How long connections without a request are kept: those of apps, and ours to
-// targets, of which at most so many per target.
 const (
-	appIdle         = 2 * time.Minute
-	targetIdle      = 90 * time.Second
-	maxIdlePerHost  = 32
-	maxIdleInAll    = 256
-	responseTimeout = 5 * time.Minute // to the first byte; slow apps' requests are no slower than that
-	continueTimeout = time.Second     // for 100 Continue, then the body is sent without (RFC 9110 section 10.1.1)
-	maxAnswerHead   = 256 << 10
-	maxApps         = 64 // with connections of their own; when there are more all are forgotten
+	// appIdle is how long an app's connection is kept without a request.
+	appIdle = 2 * time.Minute
+	// watchAfter is when an app whose request is not answered yet is watched, so
+	// that nobody works on for one that has gone. Most answers come before.
+	watchAfter = 100 * time.Millisecond
+	// orphanCheck is how often an app that has closed its side is looked at.
+	orphanCheck = time.Second
 )
 
-// web serves plain HTTP (RFC 9110 section 7): net/http's server reads requests
-// strictly, forward.go passes them on, and an http.Transport for each app that
-// is told from others keeps connections to targets alive, each of them one flow.
-type web struct {
-	server *http.Server
-	chunks sync.Pool // *[chunkBytes]byte
-	conns  chan net.Conn
-	done   chan struct{} // closed by close
-	owner  *server
-
-	mu   sync.RWMutex
-	apps map[string]*http.Transport // guarded by mu; emptied by forget
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
-}
-
-// appKey is the context key of the app's *webConn.
-type appKey struct{}
-
-func newWeb(ctx context.Context, s *server) *web {
-	w := &web{conns: make(chan net.Conn), done: make(chan struct{}), owner: s, apps: make(map[string]*http.Transport)}
-	w.chunks.New = func() any { return new([chunkBytes]byte) }
-	w.dial = func(dial context.Context, _, address string) (net.Conn, error) { return s.dial(ctx, dial, address) }
-	w.server = &http.Server{
-		Handler:           http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.handle(ctx, rw, r) }),
-		ReadHeaderTimeout: handshakeTimeout,
-		IdleTimeout:       appIdle,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
-		ConnContext: func(c context.Context, conn net.Conn) context.Context {
-			return context.WithValue(c, appKey{}, conn)
-		},
-	}
-	s.running.Go(func() { w.server.Serve(w) }) // ends in close
-	return w
-}
-
-// serve gives app to the HTTP server and returns when that has closed it.
-func (w *web) serve(app *client) {
-	c := &webConn{prefixed: prefixed{app.TCPConn, app.rest()}, closed: make(chan struct{})}
-	if w.owner.opts.App != nil {
-		c.app = w.owner.opts.App(app.addr(), flow.AddrPortOf(app.LocalAddr()))
-	}
-	select {
-	case w.conns <- c:
-		app.said()
-		<-c.closed
-	case <-w.done:
-		app.TCPConn.Close()
-	}
-}
-
-func (w *web) close() {
-	w.server.Close() // closes w as a listener too
-	w.forget()
-}
-
-// transport is what carries the requests of app.
-func (w *web) transport(app string) *http.Transport {
-	w.mu.RLock()
-	t := w.apps[app]
-	w.mu.RUnlock()
-	if t != nil {
-		return t
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if t = w.apps[app]; t != nil {
-		return t
-	}
-	if len(w.apps) >= maxApps {
-		w.drop()
-	}
-	t = &http.Transport{
-		DialContext:            w.dial,
-		MaxIdleConns:           maxIdleInAll,
-		MaxIdleConnsPerHost:    maxIdlePerHost,
-		IdleConnTimeout:        targetIdle,
-		ResponseHeaderTimeout:  responseTimeout,
-		ExpectContinueTimeout:  continueTimeout,
-		MaxResponseHeaderBytes: maxAnswerHead,
-		DisableCompression:     true, // bytes pass as they are
-	}
-	w.apps[app] = t
-	return t
-}
-
-// forget lets no request that comes from now on have a connection that is open
-// already. One in use closes when its response has ended.
-func (w *web) forget() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.drop()
-}
-
-// drop is forget; the caller holds mu.
-func (w *web) drop() {
-	for _, t := range w.apps {
-		t.CloseIdleConnections() // and so it keeps no other
-	}
-	clear(w.apps)
-}
-
-// Accept, Close and Addr make w the net.Listener of its server.
-func (w *web) Accept() (net.Conn, error) {
-	select {
-	case c := <-w.conns:
-		return c, nil
-	case <-w.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (w *web) Close() error {
-	select {
-	case <-w.done:
-	default:
-		close(w.done)
-	}
-	return nil
-}
-
-func (w *web) Addr() net.Addr { return &net.TCPAddr{} }
-
-// webConn is an app's connection in the hands of the HTTP server.
-type webConn struct {
-	prefixed
-	app    string // as Options.App names it
-	once   sync.Once
-	closed chan struct{}
-}
-
-// Close tells serve.
-func (c *webConn) Close() error {
-	err := c.TCPConn.Close()
-	c.once.Do(func() { close(c.closed) })
-	return err
-}
-
-// handle serves one request.
-func (w *web) handle(ctx context.Context, rw http.ResponseWriter, r *http.Request) {
-	w.owner.running.Add(1) // serve of this connection still counts, so Wait cannot have returned
-	defer w.owner.running.Done()
-	switch {
-	case r.Method == http.MethodConnect:
-		w.connect(ctx, rw, r)
-	case !r.URL.IsAbs():
-		http.Error(rw, "this is a proxy, not a web site: set it as the HTTP or SOCKS5 proxy of an app", http.StatusBadRequest)
-	case r.URL.Scheme != "http":
-		http.Error(rw, r.URL.Scheme+":// does not go through an HTTP proxy this way: use CONNECT", http.StatusBadRequest)
-	default:
-		if _, err := targetOfAuthority(r.URL.Host, 80); err != nil {
-			http.Error(rw, err.Error(), http.StatusBadRequest)
+// serveHTTP carries an HTTP connection (RFC 9110 section 7) until it ends:
+// tunnels are connect.go's, all else is forward.go's.
+func (s *server) serveHTTP(ctx context.Context, app *client) {
+	c := &appConn{client: app, gone: make(chan struct{})}
+	defer c.end()
+	for first := true; ; first = false {
+		err := c.next(first)
+		if err == nil && c.isA(http.MethodConnect) {
+			s.serveConnect(ctx, app, &c.request)
 			return
 		}
-		w.forward(rw, r)
+		if err == nil {
+			err = c.locate()
+		}
+		if err != nil {
+			c.refuseRequest(err)
+			return
+		}
+		if again := c.forward(ctx); !again {
+			return
+		}
 	}
 }
 
-// connect is CONNECT on a connection that has carried another request before.
-func (w *web) connect(ctx context.Context, rw http.ResponseWriter, r *http.Request) {
-	conn, buffered, err := http.NewResponseController(rw).Hijack()
-	if err != nil {
-		http.Error(rw, "cannot open a tunnel: "+err.Error(), http.StatusInternalServerError)
+// appConn is an app's connection that plain HTTP requests come by.
+type appConn struct {
+	*client
+	request
+	who   sharer                // known once asked
+	asked bool                  // who is known
+	bound map[targetKey]*target // connections that are this app connection's own, idle
+	out   []byte                // the request's head, and body if it is here, as the target shall see it
+
+	// Of the exchange under way; see forward.go.
+	resp       response
+	in         []byte        // the response's head as the app shall see it
+	body       body          // the request's, read by follow
+	answered   bool          // the response's head has left
+	final      bool          // and said that no other request may follow
+	untilClose bool          // nothing but the connection's end tells where the response ends
+	uploaded   atomic.Bool   // the target has the whole request
+	gone       chan struct{} // closed by leave
+
+	following sync.WaitGroup // follow or watch
+	timer     *time.Timer    // begins watch; nil before the first request
+	waiting   bool           // timer is set, or has run
+
+	mu    sync.Mutex
+	using *target       // guarded by mu; what leave closes
+	left  error         // guarded by mu; why the app's side has ended the exchange
+	over  chan struct{} // guarded by mu; closed by unfollow; nil if nobody waits for it
+	done  bool          // guarded by mu; the exchange has ended
+}
+
+// next reads a request's head. Only the first one may take no longer than
+// handshakeTimeout to begin.
+func (c *appConn) next(first bool) error {
+	if !first {
+		c.wait()
+		c.SetReadDeadline(time.Now().Add(appIdle))
+		if _, err := c.buf.Peek(1); err != nil {
+			return err
+		}
+		c.SetReadDeadline(time.Now().Add(handshakeTimeout))
+	}
+	if err := c.head.read(c.buf, maxHeaderBytes); err != nil {
+		if errors.Is(err, errHeadTooLong) {
+			err = &badRequest{http.StatusRequestHeaderFieldsTooLarge, "the head of a request is longer than 64 KiB"}
+		}
+		return err
+	}
+	c.said()
+	c.SetReadDeadline(time.Time{})
+	return c.understand()
+}
+
+// refuseRequest answers what is not understood; an app that has not said a whole
+// head is told nothing.
+func (c *appConn) refuseRequest(err error) {
+	var bad *badRequest
+	if errors.As(err, &bad) {
+		c.refuse(errorPage(bad.status, "", bad.text))
 		return
 	}
-	defer conn.Close()
-	app := conn.(*webConn)
-	early := append(slices.Clone(unread(buffered.Reader)), app.prefix...)
-	w.owner.serveConnect(ctx, &client{TCPConn: app.TCPConn, early: early, said: func() {}}, r)
+	c.Close()
+}
+
+// end frees what the connection holds.
+func (c *appConn) end() {
+	for _, t := range c.bound {
+		t.Close()
+	}
+}
+
+// sharer finds who the app's connections to targets may be shared with.
+func (c *appConn) sharer() sharer {
+	if !c.asked {
+		c.asked = true
+		o := &c.s.opts
+		local := flow.AddrPortOf(c.LocalAddr())
+		if o.App != nil {
+			c.who.app = o.App(c.addr(), local)
+		}
+		if o.User != nil {
+			user, ok := o.User(flow.TCP, c.addr(), local)
+			if c.who.user = user; !ok {
+				c.who.alone = c
+			}
+		}
+	}
+	return c.who
+}
+
+// takeTarget returns a connection that is open, nil if there is none.
+func (c *appConn) takeTarget(key targetKey) *target {
+	if t := c.bound[key]; t != nil {
+		delete(c.bound, key)
+		if t.wake() {
+			return t
+		}
+		t.Close()
+	}
+	return c.s.targets.take(key)
+}
+
+// keepTarget keeps a connection for further requests.
+func (c *appConn) keepTarget(t *target) {
+	t.used = true
+	if !t.bound {
+		c.s.targets.add(t)
+		return
+	}
+	if c.bound == nil {
+		c.bound = make(map[targetKey]*target)
+	}
+	if old := c.bound[t.key]; old != nil {
+		old.Close()
+	}
+	c.bound[t.key] = t
+}
+
+// errAppGone ends what is done for an app that has gone.
+var errAppGone = errors.New("the app has gone")
+
+// failure is the answer to a request that got none from its target.
+func failure(host string, err error) []byte {
+	status, proxyStatus, text := http.StatusBadGateway, "http_protocol_error", host+": "+err.Error()
+	var refused *refusal
+	var bad *badRequest
+	switch {
+	case errors.As(err, &refused):
+		status, proxyStatus, text = refused.status(), refused.proxyStatus(), refused.Error()
+	case errors.As(err, &bad):
+		status, proxyStatus, text = bad.status, "", bad.text
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		text = host + ": the target closed the connection before it answered"
+	}
+	return errorPage(status, proxyStatus, text)
 }

@@ -1,14 +1,26 @@
 // Package listener is the local proxy: HTTP and SOCKS5 on one loopback port,
 // for apps that are told to use a proxy instead of (or beside) the TUN.
 //
-//	          ┌ 0x05 ─► socks5.go, udp.go ──────────────┐
-//	app ─TCP──┤ CONNECT ─► connect.go ──────────────────┼─► flow.Handler
-//	          ├ other HTTP ─► http.go, forward.go ─ dial ┘   (engine/route)
+//	          ┌ 0x05 ─► socks5.go, udp.go ────────────────┐
+//	app ─TCP──┤ CONNECT ─► http.go ─► connect.go ─────────┼─► flow.Handler
+//	          ├ other HTTP ─► http.go ─► forward.go ─ dial ┘   (engine/route)
 //	          └ anything else is refused
 //
 // The first byte of a connection decides. What an app asks for becomes a
 // flow.Flow and a flow.Pending, as it does for packets in the TUN; the app is
-// answered only after the Handler has accepted or rejected it.
+// answered only after the Handler has accepted or rejected it, and what it has
+// said beyond its request by then is flow.Spoken.
+//
+// Plain HTTP is read and written by ourselves (head.go, request.go, body.go) and
+// not by net/http. Its server and Transport take a request apart and put another
+// one together: they refuse or change paths that are no valid URL but what the
+// server signed ("/100%", "/a|b"), refuse answers that every browser reads, and
+// pool connections without telling whose login is on them. What is passed on here
+// is what came, but for the fields of each hop (RFC 9110 section 7.6) and the
+// framing, which is written anew where it was read in one way only. Connections to
+// targets are kept for further requests of the same user (targets.go). Against
+// net/http a kept-alive request takes half the processor time (bench_test.go,
+// 2026-11-27).
 //
 // The Handler gets the app's *net.TCPConn itself wherever no byte beyond the
 // handshake has been read, so that copying can splice; else what it gets is a
@@ -32,17 +44,19 @@ import (
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
+	"github.com/atlanticproxy/atlanticproxy/engine/internal/fair"
 	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 const (
 	// handshakeTimeout is how long an app may take to say what it wants.
 	handshakeTimeout = 10 * time.Second
-	// maxHandshakes bounds the connections that have not said it yet; more wait
-	// in the kernel's queue.
-	maxHandshakes = 1024
-	// maxHeaderBytes bounds an HTTP request's head.
+	// maxSilent bounds the connections that have not said it yet, and those that
+	// have nothing to say for now. For more the user with most of them loses one.
+	maxSilent = 1024
+	// maxHeaderBytes bounds an HTTP request's head, maxAnswerHead a response's.
 	maxHeaderBytes = 64 << 10
+	maxAnswerHead  = 256 << 10
 	// lingerTime and lingerBytes bound what is read of an app that has been
 	// refused, so that the reason is not lost to a reset (RFC 9112 section 9.6).
 	lingerTime  = time.Second
@@ -62,15 +76,21 @@ type Options struct {
 	// CarriesUDP says whether there is any way for UDP. Where there is none, UDP
 	// ASSOCIATE is refused. Nil: there is.
 	CarriesUDP func(context.Context) bool
-	Log        *slog.Logger
+	// User tells whose socket src, connected to dst, is; false if there is none,
+	// or it cannot be told. Users share no connection to a target, and the places
+	// of those that say nothing are shared between users. It is asked once for a
+	// connection with plain HTTP requests, or when places run short, and takes
+	// microseconds. Nil: all are one user.
+	User func(n flow.Network, src, dst netip.AddrPort) (uid uint32, ok bool)
+	Log  *slog.Logger
 }
 
 // Listener is a bound port. Connections wait in the kernel's queue until Run.
 type Listener struct {
 	opts  Options
 	tcp   *net.TCPListener
-	close func() error        // closes tcp, once
-	web   atomic.Pointer[web] // nil before Run
+	close func() error           // closes tcp, once
+	run   atomic.Pointer[server] // nil before Run
 }
 
 // Listen binds at once. errors.Is(err, syscall.EADDRINUSE) tells a taken port.
@@ -120,8 +140,8 @@ func (l *Listener) Close() error { return l.close() }
 // Forget keeps the connections that are open to targets from serving further
 // requests, as when another upstream is in use: each new one opens a flow.
 func (l *Listener) Forget() {
-	if w := l.web.Load(); w != nil {
-		w.forget()
+	if s := l.run.Load(); s != nil {
+		s.targets.forget()
 	}
 }
 
@@ -134,11 +154,12 @@ func (l *Listener) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { l.close() })
 	defer stop()
 
-	s := newServer(l.opts, ctx)
-	l.web.Store(s.web)
+	s := newServer(l.opts)
+	l.run.Store(s)
 	err := l.accept(ctx, s)
 	cancel()
-	s.wait()
+	s.targets.close()
+	s.running.Wait()
 	if ctxErr := context.Cause(ctx); errors.Is(err, net.ErrClosed) && ctxErr != nil {
 		return nil
 	}
@@ -146,56 +167,55 @@ func (l *Listener) Run(ctx context.Context) error {
 }
 
 func (l *Listener) accept(ctx context.Context, s *server) error {
-	slots := make(chan struct{}, maxHandshakes)
 	for {
-		slots <- struct{}{} // a handshake ends within handshakeTimeout
 		conn, err := l.tcp.AcceptTCP()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
 				return net.ErrClosed
 			}
 			l.opts.Log.Warn("local proxy cannot accept a connection", "err", err)
-			<-slots
 			select { // out of descriptors: it passes
 			case <-time.After(50 * time.Millisecond):
 			case <-ctx.Done():
 			}
 			continue
 		}
-		s.running.Go(func() { s.serve(ctx, conn, sync.OnceFunc(func() { <-slots })) })
+		s.running.Go(func() { s.serve(ctx, conn) })
 	}
 }
 
 // server is one Run.
 type server struct {
 	opts    Options
-	web     *web
+	targets targets
+	silent  *fair.Places[owner]
 	running sync.WaitGroup // everything that Run waits for
-	readers sync.Pool      // *bufio.Reader for handshakes
+	readers sync.Pool      // *bufio.Reader for what apps say
+	chunks  sync.Pool      // *chunk
 }
 
-func newServer(o Options, ctx context.Context) *server {
-	s := &server{opts: o}
+func newServer(o Options) *server {
+	s := &server{opts: o, silent: fair.New[owner](maxSilent)}
 	s.readers.New = func() any { return bufio.NewReaderSize(nil, 4096) }
-	s.web = newWeb(ctx, s)
+	s.chunks.New = func() any { return new(chunk) }
 	return s
 }
 
-func (s *server) wait() {
-	s.web.close()
-	s.running.Wait()
+// owner is whose a socket is.
+type owner struct {
+	uid   uint32
+	known bool
 }
 
-// serve carries one connection until it ends. said is called once the app has
-// said what it wants (or when serve returns).
-func (s *server) serve(ctx context.Context, conn *net.TCPConn, said func()) {
-	defer said()
+// serve carries one connection until it ends.
+func (s *server) serve(ctx context.Context, conn *net.TCPConn) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	conn.SetReadDeadline(time.Now().Add(handshakeTimeout))
-	app := &client{TCPConn: conn, buf: s.readers.Get().(*bufio.Reader), readers: &s.readers, said: said}
-	app.limit = io.LimitedReader{R: conn, N: maxHeaderBytes}
-	app.buf.Reset(&app.limit)
+	app := &client{TCPConn: conn, s: s, buf: s.readers.Get().(*bufio.Reader)}
+	app.wait()
+	defer app.said()
+	app.buf.Reset(conn)
 	defer app.rest()
 	first, err := app.buf.Peek(1)
 	if err != nil {
@@ -216,18 +236,30 @@ func (s *server) serve(ctx context.Context, conn *net.TCPConn, said func()) {
 	}
 }
 
-// client is an app's connection while we read its handshake.
+// client is an app's connection while we read what it says to us.
 type client struct {
 	*net.TCPConn
-	limit   io.LimitedReader // of what may be read by buf
-	buf     *bufio.Reader    // nil after rest
-	readers *sync.Pool       // where buf goes then
-	early   []byte           // what was read beyond the handshake, once buf is nil
-	said    func()           // frees the slot that an unfinished handshake takes
+	s     *server
+	buf   *bufio.Reader // nil after rest
+	early []byte        // what was read beyond the handshake, once buf is nil
+	place *fair.Place[owner]
 }
 
 // Read takes what is buffered first. It is not used after rest.
 func (c *client) Read(p []byte) (int, error) { return c.buf.Read(p) }
+
+// wait takes a place among those who say nothing; said gives it back.
+func (c *client) wait() { c.place = c.s.silent.Enter(c.owner, func() { c.TCPConn.Close() }) }
+
+func (c *client) said() { c.place.Leave() }
+
+// owner is whose connection it is.
+func (c *client) owner() (o owner) {
+	if user := c.s.opts.User; user != nil {
+		o.uid, o.known = user(flow.TCP, c.addr(), flow.AddrPortOf(c.LocalAddr()))
+	}
+	return o
+}
 
 // addr is the app's end.
 func (c *client) addr() netip.AddrPort { return flow.AddrPortOf(c.RemoteAddr()) }
@@ -238,7 +270,7 @@ func (c *client) rest() []byte {
 	if c.buf != nil {
 		c.early = slices.Clone(unread(c.buf))
 		c.buf.Reset(nil)
-		c.readers.Put(c.buf)
+		c.s.readers.Put(c.buf)
 		c.buf = nil
 	}
 	return c.early
@@ -260,14 +292,29 @@ func (c *client) stream() flow.StreamConn {
 	return c.TCPConn
 }
 
+// spoken ends the handshake and takes what the app has said beyond it.
+func (c *client) spoken() []byte {
+	early := c.rest()
+	c.early = nil
+	return early
+}
+
 // refuse sends answer and closes the connection in a way that the app gets it.
 func (c *client) refuse(answer []byte) {
-	defer c.Close()
 	c.said()
 	c.SetDeadline(time.Now().Add(lingerTime))
 	if _, err := c.Write(answer); err != nil {
+		c.Close()
 		return
 	}
+	c.hangUp()
+}
+
+// hangUp closes the connection in a way that the app gets what was written last,
+// whatever it is about to say itself (RFC 9112 section 9.6).
+func (c *client) hangUp() {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(lingerTime))
 	c.CloseWrite()
 	io.CopyN(io.Discard, c.TCPConn, lingerBytes)
 }
@@ -304,8 +351,8 @@ func (c *prefixed) WriteTo(w io.Writer) (int64, error) {
 // Unwrap implements flow.Unwrapper.
 func (c *prefixed) Unwrap() ([]byte, *net.TCPConn) { return c.prefix, c.TCPConn }
 
-// target makes a flow.Target of what an app asked for.
-func target(host string, port uint16) (flow.Target, error) {
+// newTarget makes a flow.Target of what an app asked for.
+func newTarget(host string, port uint16) (flow.Target, error) {
 	if port == 0 {
 		return flow.Target{}, errors.New("port 0 cannot be reached")
 	}

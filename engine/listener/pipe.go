@@ -48,6 +48,20 @@ func (p *pipe) CloseWrite() error {
 	return nil
 }
 
+// whenChanged reports whether the other end has neither written nor closed. If
+// so, f is called once it does, on a goroutine of its own; nil takes that back.
+func (p *pipe) whenChanged(f func()) bool {
+	h := p.in
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.notify = nil
+	if len(h.data) > 0 || h.ended != nil {
+		return false
+	}
+	h.notify = f
+	return true
+}
+
 // SetLinger of 0 makes Close a reset, as that of *net.TCPConn does.
 func (p *pipe) SetLinger(sec int) error {
 	if sec == 0 {
@@ -94,6 +108,7 @@ type half struct {
 	sunk             int64     // bytes given to sink
 	busy             bool      // a Write is under way
 	deaf             bool      // the reader has closed
+	notify           func()    // see whenChanged
 	ended            error     // what the reader gets after the data; nil while the writer has not closed
 	last             error     // what ended will be
 	reading, writing deadline
@@ -122,6 +137,15 @@ func (h *half) change(f func(*half)) {
 func (h *half) end(err error) {
 	if h.ended == nil {
 		h.ended = err
+		h.tell()
+	}
+}
+
+// tell is for whenChanged. The caller holds mu.
+func (h *half) tell() {
+	if h.notify != nil {
+		go h.notify()
+		h.notify = nil
 	}
 }
 
@@ -132,6 +156,7 @@ func (h *half) write(b []byte) (n int, err error) {
 		h.changed.Wait()
 	}
 	h.busy = true
+	h.tell()
 	defer func() {
 		h.busy, h.data = false, nil
 		h.changed.Broadcast()

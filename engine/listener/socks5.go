@@ -57,7 +57,7 @@ func (s *server) serveSOCKS5(ctx context.Context, app *client) {
 	}
 	switch command {
 	case cmdConnect:
-		t, err := target(to.host, to.port)
+		t, err := newTarget(to.host, to.port)
 		if err != nil {
 			s.opts.Log.Debug("socks5 request refused", "app", app.RemoteAddr(), "err", err)
 			app.refuse(socksReply(replyFailure, netip.AddrPort{}))
@@ -86,14 +86,14 @@ type socksAddr struct {
 
 // readSOCKS5 negotiates the method (section 3) and reads the request (section 4).
 func readSOCKS5(app io.ReadWriter) (command byte, to socksAddr, err error) {
-	var buf [256]byte
+	var buf [2 + 255]byte
 	if _, err := io.ReadFull(app, buf[:2]); err != nil {
 		return 0, to, fmt.Errorf("read methods: %w", err)
 	}
-	methods := buf[2 : 2+min(int(buf[1]), 254)]
-	if buf[0] != socksVersion || buf[1] > 254 {
-		return 0, to, fmt.Errorf("version %d with %d methods", buf[0], buf[1])
+	if buf[0] != socksVersion {
+		return 0, to, fmt.Errorf("version %d", buf[0])
 	}
+	methods := buf[2 : 2+int(buf[1])]
 	if _, err := io.ReadFull(app, methods); err != nil {
 		return 0, to, fmt.Errorf("read methods: %w", err)
 	}
@@ -194,7 +194,13 @@ type socksPending struct {
 	decided atomic.Bool
 }
 
-var _ flow.Pending = (*socksPending)(nil)
+var (
+	_ flow.Pending = (*socksPending)(nil)
+	_ flow.Spoken  = (*socksPending)(nil)
+)
+
+// Spoken implements flow.Spoken.
+func (p *socksPending) Spoken() []byte { return p.app.spoken() }
 
 // Accept implements flow.Pending.
 func (p *socksPending) Accept() (flow.StreamConn, error) {

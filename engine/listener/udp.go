@@ -58,10 +58,10 @@ func (s *server) serveAssociation(ctx context.Context, app *client) {
 // targetOf is where a datagram's destination leads.
 func targetOf(to net.Addr) (flow.Target, error) {
 	if named, ok := to.(flow.NameAddr); ok {
-		return target(named.Name, named.Port)
+		return newTarget(named.Name, named.Port)
 	}
 	ap := flow.AddrPortOf(to)
-	return target(ap.Addr().String(), ap.Port())
+	return newTarget(ap.Addr().String(), ap.Port())
 }
 
 // association is the relay socket of one app.
@@ -121,7 +121,7 @@ func parseDatagram(p []byte) (payload []byte, to net.Addr, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := target(addr.host, addr.port)
+	t, err := newTarget(addr.host, addr.port)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -142,7 +142,7 @@ func FuzzReadSOCKS5(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if got, err := target(to.host, to.port); err == nil && (got.Port == 0 || got.Host() == "" || got.Name != "" && got.Addr.IsValid()) {
+		if got, err := newTarget(to.host, to.port); err == nil && (got.Port == 0 || got.Host() == "" || got.Name != "" && got.Addr.IsValid()) {
 			t.Errorf("target %+v of %+v", got, to)
 		}
 	})

@@ -23,6 +23,7 @@ var (
 	_ platform.Host      = (*Host)(nil)
 	_ platform.Uplink    = (*Host)(nil)
 	_ platform.Processes = (*Host)(nil)
+	_ platform.Owners    = (*Host)(nil)
 	_ platform.Warner    = (*Host)(nil)
 	_ platform.Captor    = (*Host)(nil)
 )
@@ -43,6 +44,7 @@ type Host struct {
 	lock       *os.File // holds the flock; nil without privileges
 	routes     routeCache
 	processes  processCache
+	owners     diagSocket
 
 	changes chan platform.NetChange // closed by the monitor when it ends
 	stop    context.CancelFunc      // ends the monitor
@@ -384,6 +386,7 @@ func (h *Host) Close() error {
 
 	h.stop()
 	h.watched.Wait() // the monitor no longer repairs
+	h.owners.close()
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
