@@ -105,7 +105,7 @@ func (r route) wellFormed(req *http.Request) error {
 	}
 	for name, v := range values {
 		if name != r.query || len(v) != 1 {
-			return badRequest("unknown or repeated query parameter "+strconv.Quote(clip(name)), r.queryHint())
+			return badRequest("there is an unknown or repeated query parameter", r.queryHint())
 		}
 	}
 	if r.query != "" && values.Get(r.query) == "" {
@@ -197,7 +197,7 @@ func (s *Server) killFlow(w http.ResponseWriter, r *http.Request, arg string) er
 	}
 	id, err := strconv.ParseUint(arg, 10, 64)
 	if err != nil {
-		return badRequest("a flow's id is a number: "+strconv.Quote(clip(arg)), "the ids of live flows: GET /v1/flows")
+		return badRequest("a flow's id is a number", "the ids of live flows: GET /v1/flows")
 	}
 	if err := s.backend.KillFlow(id); err != nil {
 		return err
@@ -208,7 +208,7 @@ func (s *Server) killFlow(w http.ResponseWriter, r *http.Request, arg string) er
 func (s *Server) why(w http.ResponseWriter, r *http.Request, _ string) error {
 	host := r.URL.Query().Get("host")
 	if len(host) > 255+len(":65535") || strings.ContainsFunc(host, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
-		return badRequest("not a host name: "+strconv.Quote(clip(host)),
+		return badRequest("not a host name",
 			"give a host name or an address, with a port if it matters: example.com:22")
 	}
 	answer, err := s.backend.Why(host)

@@ -39,6 +39,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -356,10 +357,10 @@ func newTarget(host string, port uint16) (flow.Target, error) {
 	if port == 0 {
 		return flow.Target{}, errors.New("port 0 cannot be reached")
 	}
-	if a, err := netip.ParseAddr(host); err == nil { // one with a zone too: a neighbour on this link
-		return flow.TargetOf(netip.AddrPortFrom(a, port)), nil
-	}
 	name, addr, err := proxy.ParseHost(host)
+	if err != nil && strings.Contains(host, "%") { // a neighbour on this link has a zone
+		addr, err = netip.ParseAddr(host)
+	}
 	return flow.Target{Name: name, Addr: addr, Port: port}, err
 }
 

@@ -82,9 +82,9 @@ func TestWrongConfiguration(t *testing.T) {
 		{"unknown key", "[tun]\nmtu = 1400\n  stak = \"kernel\"\n", []string{":3:3: unknown key \"stak\" in [tun]", `did you mean "stack"?`}},
 		{"unknown section", "\n[tunn]\nmtu = 1400\n", []string{":2:2: unknown key \"tunn\""}},
 		{"not TOML", "[tun\nmtu = 1400\n", []string{"atlantic.toml:1:"}},
-		{"bad URL", "[[upstream]]\nname = \"a\"\nurl = \"ftp://u:s3cret@192.0.2.1:21\"\n", []string{":3:1: upstream \"a\": scheme \"ftp\" is not known", "socks5://host:1080"}},
+		{"bad URL", "[[upstream]]\nname = \"a\"\nurl = \"ftp://u:s3cret@192.0.2.1:21\"\n", []string{":3:1: upstream \"a\": the scheme of the url is none of http, https, socks5, direct", "socks5://host:1080"}},
 		{"URL without host", "[[upstream]]\nname = \"a\"\nurl = \"http://\"\n", []string{":3:1: upstream \"a\""}},
-		{"unknown upstream in a rule", "[[rule]]\ndomain = [\"example.test\"]\nvia = \"nosuch\"\n", []string{":3:1: rule 1: there is no upstream \"nosuch\"", "one of: auto, direct, block"}},
+		{"unknown upstream in a rule", "[[rule]]\ndomain = [\"example.test\"]\nvia = \"nosuch\"\n", []string{":3:1: rule 1: via names no upstream, provider or group", "one of: auto, direct, block"}},
 		{"public listener", "[listen]\nproxy = \"0.0.0.0:7890\"\n", []string{":2:1: 0.0.0.0 is not a loopback address"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -204,15 +204,20 @@ func TestWrongWord(t *testing.T) {
 	}{
 		{1, []string{`there is no upstream named "nosuch"`, "known: auto, direct, one"}, []string{"up", "--upstream", "nosuch"}},
 		{1, []string{`there is no upstream named "nosuch"`, "known: auto, direct, one"}, []string{"use", "nosuch"}},
-		{1, []string{`scheme "ftp" is unknown`, "scheme://[user:password@]host[:port]"}, []string{"up", "--upstream", "ftp://u:s3cret@192.0.2.1"}},
+		{1, []string{"the scheme of the url is none of", "scheme://user:password@host:port"}, []string{"up", "--upstream", "ftp://u:s3cret@192.0.2.1"}},
 		{1, []string{"port", "hint:"}, []string{"use", "socks5://u:s3cret@192.0.2.1:99999"}},
-		{1, []string{"no host", "hint:"}, []string{"up", "--upstream", "http://:3128"}},
+		{1, []string{"the host is missing", "hint:"}, []string{"up", "--upstream", "http://:3128"}},
 		{1, []string{"something after host:port", "hint:"}, []string{"up", "--upstream", "http://192.0.2.1:80/proxy"}},
 		{2, []string{"--upstream needs a name or a URL"}, []string{"up", "--upstream", ""}},
 		{2, []string{"unknown flag"}, []string{"up", "--now"}},
 		{2, []string{"needs the name of an upstream"}, []string{"use"}},
 		{1, []string{"there is no flow 99"}, []string{"flows", "--kill", "99"}},
 		{1, []string{"not a host name"}, []string{"why", "two words"}},
+		{1, []string{"ends in a number"}, []string{"why", "256.1.1.1"}},
+		{1, []string{"no upstream named like that", "give a URL"}, []string{"up", "-u", "bob:s3cret@192.0.2.1"}},
+		{1, []string{"url", "hint:"}, []string{"use", "socks5://127.0.0.1:1080:bob:s3cret"}},
+		{1, []string{"port is not a number", "hint:"}, []string{"why", "bob:s3cret@192.0.2.1"}},
+		{2, []string{"does not know what to do with"}, []string{"up", "socks5://bob:s3cret@192.0.2.1"}},
 	} {
 		s.fails(tc.code, tc.words, tc.args...)
 	}
