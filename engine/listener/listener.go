@@ -105,7 +105,7 @@ func Listen(o Options) (*Listener, error) {
 	}
 	// An app on this machine does not vanish in silence: keep-alives would only
 	// cost each connection four system calls.
-	l, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp", addr.String())
+	l, err := (&net.ListenConfig{Control: onLoopback, KeepAlive: -1}).Listen(context.Background(), "tcp", addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen for the local proxy on %s: %w", o.Address, err)
 	}

@@ -21,12 +21,14 @@ import (
 func (s *server) serveAssociation(ctx context.Context, app *client) {
 	defer app.Close()
 	local := flow.AddrPortOf(app.LocalAddr())
-	relay, err := net.ListenUDP("udp", flow.UDPAddrOf(netip.AddrPortFrom(local.Addr(), 0)))
+	lc := net.ListenConfig{Control: onLoopback}
+	pc, err := lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(local.Addr(), 0).String())
 	if err != nil {
 		s.opts.Log.Warn("socks5: no socket for a udp association", "err", err)
 		app.refuse(socksReply(replyFailure, netip.AddrPort{}))
 		return
 	}
+	relay := pc.(*net.UDPConn)
 	defer relay.Close()
 	if _, err := app.Write(socksReply(replySucceeded, flow.AddrPortOf(relay.LocalAddr()))); err != nil {
 		return
