@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/net/publicsuffix"
 
+	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
 	"github.com/atlanticproxy/atlanticproxy/engine/dns"
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -50,6 +51,7 @@ type names struct {
 
 // network is what names needs to know of the physical one.
 type network struct {
+	others []platform.Network // beside it, each by an interface of its own
 	lan    []netip.Prefix
 	self   []netip.Addr // of this machine
 	search []string     // domains that are this network's own, canonical
@@ -222,7 +224,7 @@ func (n *names) localName(name string) bool {
 
 // setNetwork tells what the physical network has become.
 func (n *names) setNetwork(c platform.NetChange) {
-	now := &network{lan: c.LAN, self: c.Self}
+	now := &network{lan: c.LAN, self: c.Self, others: c.Others}
 	if n.lanOn {
 		now.search = ownDomains(c.Search)
 	}
@@ -230,7 +232,7 @@ func (n *names) setNetwork(c platform.NetChange) {
 	for _, a := range c.DNS {
 		all = append(all, a.String())
 		// A private one beyond a router is the same network's: an office's, say.
-		if a.IsPrivate() || now.contains(a) {
+		if a.IsPrivate() || now.contains(a) || now.beside(a) {
 			near = append(near, a.String())
 		}
 	}
@@ -276,6 +278,25 @@ func (n *names) isLocal(a netip.Addr) bool { return n.net.Load().contains(a) }
 func (w *network) contains(a netip.Addr) bool {
 	return a.IsLoopback() || a.IsLinkLocalUnicast() ||
 		slices.ContainsFunc(w.lan, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// others are the networks beside, as status has them.
+func (n *names) others() (all []api.Network) {
+	for _, o := range n.net.Load().others {
+		all = append(all, api.Network{Interface: o.Interface, Prefixes: o.Prefixes})
+	}
+	return all
+}
+
+// beside tells whether an address is in another network that this machine has an
+// interface to, such as another tunnel's.
+func (w *network) beside(a netip.Addr) bool {
+	for _, o := range w.others {
+		if slices.ContainsFunc(o.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (n *names) close() {

@@ -81,6 +81,9 @@ func (e *Engine) Status() api.Status {
 		Version:  api.Versions{Service: e.opt.Version, API: api.Version},
 	}
 	st.Upstream.InUse = true
+	if s.tun.Name != "" {
+		st.Networks = e.names.others()
+	}
 	st.TUN.IPv6 = hasAddress(s.tun.Name, addr6.Addr()) // whenever somebody switches it on or off
 	if c.Carried > 0 {
 		st.Reuse = float64(c.Reused) / float64(c.Carried)

@@ -62,12 +62,13 @@ func heldBy(s *snapshot) string {
 	return cmp.Or(causeText(s.cause), "the service is still connecting")
 }
 
-// isLocal tells whether a flow stays on this machine or in its network: the
-// latter only where [protect] lan allows it. Without an address the name tells.
+// isLocal tells whether a flow stays on this machine, in another network that it
+// is in, or in its own network: the last only where [protect] lan allows it.
+// Without an address the name tells.
 func (e *Engine) isLocal(name string, a netip.Addr) bool {
 	switch {
 	case a.IsValid():
-		return a.IsLoopback() || e.opt.Config.Protect.LAN && e.names.isLocal(a)
+		return a.IsLoopback() || e.names.net.Load().beside(a) || e.opt.Config.Protect.LAN && e.names.isLocal(a)
 	case dns.Loopback(name):
 		return true
 	}

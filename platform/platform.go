@@ -122,6 +122,16 @@ type NetChange struct {
 	// LAN are the private subnets that this machine is attached to (RFC 1918,
 	// RFC 4193, link-local; on-link, never a public range, never all of 10/8).
 	LAN []netip.Prefix
+	// Others are the networks that this machine reaches by an interface of their
+	// own, beside the one to the Internet. Their traffic never enters the TUN.
+	Others []Network
+}
+
+// Network is one of the others: a tunnel of another program, the bridge of
+// containers, a second LAN.
+type Network struct {
+	Interface string
+	Prefixes  []netip.Prefix
 }
 
 // Options are what every Host is made from: New(*slog.Logger, Options).

@@ -224,7 +224,27 @@ func (p *printer) statusLines(st api.Status, now time.Time) []styled {
 	if c := capture(st); c != "" {
 		add("capture", "%s", c)
 	}
+	if len(st.Networks) > 0 {
+		add("beside", "%s", beside(st.Networks))
+	}
 	return append(out, p.warnings(st)...)
+}
+
+// beside lists the networks that keep their own way, a few prefixes of each.
+func beside(networks []api.Network) string {
+	const most = 4
+	var parts []string
+	for _, n := range networks {
+		s := n.Interface
+		for _, p := range n.Prefixes[:min(len(n.Prefixes), most)] {
+			s += " " + p.String()
+		}
+		if more := len(n.Prefixes) - most; more > 0 {
+			s += fmt.Sprintf(" and %d more", more)
+		}
+		parts = append(parts, s)
+	}
+	return strings.Join(parts, " · ")
 }
 
 // reuse says what the flows were spared.

@@ -8,7 +8,10 @@
 // removed or change its meaning.
 package api
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Schema is the version of every JSON document that the CLI prints.
 const Schema = 1
@@ -46,7 +49,8 @@ type Status struct {
 	UDP      UDP       `json:"udp"`
 	Protect  Protect   `json:"protect"`
 	TUN      TUN       `json:"tun"`
-	Proxy    string    `json:"proxy"` // address of the local HTTP and SOCKS5 proxy; "" if it is not listening
+	Networks []Network `json:"networks,omitempty"` // of this machine's other interfaces, which keep their traffic
+	Proxy    string    `json:"proxy"`              // address of the local HTTP and SOCKS5 proxy; "" if it is not listening
 	DNS      DNS       `json:"dns"`
 	Warnings []string  `json:"warnings,omitempty"` // things that work less well than they could, for people
 	// Unkept is why what was asked for last is in force now and will be forgotten
@@ -145,6 +149,13 @@ type TUN struct {
 	Carrier string `json:"carrier,omitempty"` // nat, redirect
 	MTU     int    `json:"mtu,omitempty"`
 	IPv6    bool   `json:"ipv6"`
+}
+
+// Network is one that this machine reaches by an interface of its own, beside the
+// one to the Internet: another tunnel, the bridge of containers, a second LAN.
+type Network struct {
+	Interface string         `json:"interface"`
+	Prefixes  []netip.Prefix `json:"prefixes"`
 }
 
 // Values of TUN.Carrier.

@@ -47,7 +47,7 @@ func edit(t *testing.T, m machine, script string) {
 // all are made.
 func crashed(t *testing.T, m machine) {
 	t.Helper()
-	_ = m.killedAt(24).Run()
+	_ = m.killedAt(allMade).Run()
 	if !strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2") {
 		t.Fatal("killed before resolv.conf was written")
 	}

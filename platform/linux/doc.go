@@ -14,10 +14,10 @@
 //
 // What belongs to us, and can therefore be removed without a journal too:
 //
-//	policy rules   priorities 5300 to 5330, protocol 65
+//	policy rules   priorities 5300 to 5331, protocol 65
 //	routes         table 7891, protocol 65
 //	marks          0x41540000 under mask 0xffff0000 (packets, conntrack)
-//	nftables       table inet atlantic
+//	nftables       tables inet atlantic, arp atlantic
 //	device         the TUN, which vanishes with the process that made it
 //
 // app/atlanticd is the only importer. On other systems the package is empty.

@@ -21,6 +21,7 @@ import (
 //	  chain prerouting {       filter, mangle
 //	    iifname TUN ct state new           ct timeout set brief
 //	    iifname TUN                        return
+//	    to the TUN's address               drop, but by lo: see gate_linux.go
 //	    iifname != lo ct state new ct direction original fib daddr type local
 //	        (not tcp, or tcp syn)          ct mark set our mark
 //	    in inbound4 or inbound6            ct mark set our mark
@@ -65,27 +66,58 @@ func hasNFT() bool {
 	return err == nil
 }
 
-func nftPresent() (bool, error) {
+// nftTables are our tables, by family.
+func nftTables() (own []*nftables.Table, err error) {
 	c, err := nftables.New()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == nftTable }), err
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyARP} {
+		tables, err := c.ListTablesOfFamily(family)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range tables {
+			if t.Name == nftTable {
+				own = append(own, t)
+			}
+		}
+	}
+	return own, nil
 }
 
-// addNFT makes the table, with timeouts of our own where the kernel has them.
-func addNFT(o op) error {
-	err := loadNFT(o, true)
-	if errors.Is(err, errNFT) {
-		err = loadNFT(o, false)
+func familyName(f nftables.TableFamily) string {
+	if f == nftables.TableFamilyARP {
+		return "arp"
+	}
+	return "inet"
+}
+
+// nftPresent reports whether both tables are there; without ARP in this kernel's
+// nftables it is one.
+func (h *Host) nftPresent() (bool, error) {
+	own, err := nftTables()
+	return len(own) == 2 || len(own) == 1 && h.system.noARP, err
+}
+
+// addNFT makes the tables, with timeouts of our own and the one for ARP where the
+// kernel has them.
+func (h *Host) addNFT(o op) error {
+	var err error
+	for _, arp := range []bool{true, false} {
+		for _, timeouts := range []bool{true, false} {
+			if err = loadNFT(o, timeouts, arp); !errors.Is(err, errNFT) {
+				h.system.noARP = !arp
+				return err
+			}
+		}
 	}
 	return err
 }
 
-// loadNFT makes the table in one transaction, with the first connections of the
-// sets; more of them follow. A table of that name is replaced.
-func loadNFT(o op, timeouts bool) error {
+// loadNFT makes the tables in one transaction, with the first connections of the
+// sets; more of them follow. Tables of that name are replaced.
+func loadNFT(o op, timeouts, arp bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -124,6 +156,7 @@ func loadNFT(o op, timeouts bool) error {
 		rule(out, metaMarkIsOurs(), isNew(), soon)
 	}
 	rule(pre, interfaceName(expr.CmpOpEq, o.Dev), []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}})
+	hide(c, pre, o.Addrs, arp)
 	rule(pre, begins, tcp(expr.CmpOpNeq), setCtMark())
 	rule(pre, begins, tcp(expr.CmpOpEq), tcpIsSyn(), setCtMark())
 	rule(out, metaMarkIsOurs(), setCtMark())
@@ -157,17 +190,19 @@ func fillSet(c *nftables.Conn, set *nftables.Set, elements []nftables.SetElement
 }
 
 func deleteNFT() error {
-	present, err := nftPresent()
-	if err != nil || !present {
-		return nil // no nftables, no table
+	own, err := nftTables()
+	if err != nil || len(own) == 0 {
+		return nil // no nftables, no tables
 	}
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	c.DelTable(&nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet})
+	for _, t := range own {
+		c.DelTable(t)
+	}
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("delete the nft table: %w", err)
+		return fmt.Errorf("delete the nft tables: %w", err)
 	}
 	return nil
 }

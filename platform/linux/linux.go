@@ -54,7 +54,8 @@ type Host struct {
 	captor atomic.Pointer[string] // the TUN that traffic is to enter; nil if there is none
 
 	lackMu sync.Mutex // apart from mu, so that Warnings never waits for an Apply
-	lacks  []string   // guarded by lackMu: what works less well than it could
+	lacks  []string   // guarded by lackMu: what works less well than it could, since the last Apply
+	found  []string   // guarded by lackMu: the same, as last looked at
 	past   []string   // guarded by lackMu: what is to be said of an earlier run, until all is seen to be undone
 
 	mu      sync.Mutex
@@ -77,6 +78,7 @@ type system struct {
 	// test can kill the process there.
 	fault func()
 	noNFT bool // as if the kernel had no nftables
+	noARP bool // nor a family arp in it
 }
 
 func realSystem() system {
@@ -315,9 +317,6 @@ func (h *Host) applyLocked(ctx context.Context, cfg platform.NetConfig) error {
 	if err := configureTUN(cfg.TUN, cfg.MTU, cfg.Addr4, cfg.Addr6); err != nil {
 		return err
 	}
-	if err := h.mend(); err != nil { // a device made anew has not the routes of the one before
-		return err
-	}
 	err := h.follow(ctx, cfg)
 	if errors.Is(err, errNFT) { // a kernel without ct or fib expressions
 		h.log.Warn("nftables does not take our table", "error", err)
@@ -327,13 +326,21 @@ func (h *Host) applyLocked(ctx context.Context, cfg platform.NetConfig) error {
 	return err
 }
 
-// follow makes the machine match cfg and the facts of now.
+// follow makes the machine match cfg and the facts of now. What is in force and
+// still wanted is mended first: a device made anew has not the routes of the one
+// before.
 func (h *Host) follow(ctx context.Context, cfg platform.NetConfig) error {
 	f, err := h.gather(cfg)
 	if err != nil {
 		return err
 	}
-	return h.reconcile(ctx, plan(cfg, f))
+	want := plan(cfg, f)
+	if err := h.mend(want); err != nil {
+		return err
+	}
+	err = h.reconcile(ctx, want)
+	h.notice(cfg, f)
+	return err
 }
 
 // lack notes, once, what works less well than it could.
@@ -349,7 +356,7 @@ func (h *Host) lack(what string) {
 func (h *Host) Warnings() []string {
 	h.lackMu.Lock()
 	defer h.lackMu.Unlock()
-	return slices.Concat(h.past, h.lacks)
+	return slices.Concat(h.past, h.lacks, h.found)
 }
 
 func (h *Host) forgetPast() {
@@ -361,7 +368,7 @@ func (h *Host) forgetPast() {
 func (h *Host) forgetLacks() {
 	h.lackMu.Lock()
 	defer h.lackMu.Unlock()
-	h.lacks = nil
+	h.lacks, h.found = nil, nil
 }
 
 // Changes implements platform.Host.

@@ -45,6 +45,8 @@ func TestConformanceWithoutNFT(t *testing.T) {
 const (
 	crashEnv    = "ATLANTIC_TEST_CRASH_AT"
 	crashDirEnv = "ATLANTIC_TEST_CRASH_DIR"
+
+	allMade = 0 // in crashEnv: after everything was made
 )
 
 // crash takes everything and gives it back, and kills the process at the change
@@ -55,15 +57,21 @@ func crash(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := crashMachine(os.Getenv(crashDirEnv))
+	kill := func() {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
 	n := 0
 	m.sys.fault = func() {
 		if n++; n == at {
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
+			kill()
 		}
 	}
 	h := m.open(t)
 	up(t, h)
+	if at == allMade {
+		kill()
+	}
 	cfg := everything()
 	cfg.LAN, cfg.Redirect = false, 7777
 	if err := h.Apply(context.Background(), cfg); err != nil {
@@ -160,7 +168,7 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 	}
 	m := newMachine(t)
 	before := m.snapshot()
-	_ = m.killedAt(24).Run() // everything is made by then
+	_ = m.killedAt(allMade).Run()
 	if rules := run(t, "ip", "rule"); !strings.Contains(rules, "5330:") || !strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2") {
 		t.Fatalf("the crash came before everything was made:\n%s", rules)
 	}
@@ -197,7 +205,7 @@ func TestRescueWithDamagedJournal(t *testing.T) {
 	m.open(t).Close()
 
 	// Without any journal resolv.conf itself says what it was.
-	_ = m.killedAt(24).Run()
+	_ = m.killedAt(allMade).Run()
 	if !strings.Contains(read(t, m.sys.resolvConf), "198.18.0.2") {
 		t.Fatal("the crash came before resolv.conf was written")
 	}

@@ -172,14 +172,28 @@ func (h *Host) repair(ctx context.Context) error {
 	}
 	// Set down, a device loses its routes and IPv6 addresses.
 	errs := []error{configureTUN(h.cfg.TUN, h.cfg.MTU, h.cfg.Addr4, h.cfg.Addr6)}
-	return errors.Join(append(errs, h.mend(), h.follow(ctx, h.cfg))...)
+	f, err := h.gather(h.cfg)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	want := plan(h.cfg, f)
+	errs = append(errs, h.mend(want), h.reconcile(ctx, want))
+	h.notice(h.cfg, f)
+	return errors.Join(errs...)
 }
 
-// mend makes again what is in force by the journal and is not there.
-func (h *Host) mend() error {
+// mend makes again what is wanted, in force by the journal, and not there.
+func (h *Host) mend(want []op) error {
+	wanted := make(map[string]bool, len(want))
+	for _, o := range want {
+		wanted[o.String()] = true
+	}
 	missing, err := h.missing()
 	errs := []error{err}
 	for _, e := range missing {
+		if !wanted[e.Op.String()] { // what it belonged to is gone too
+			continue
+		}
 		h.log.Warn("a setting of ours is gone; making it again", "change", e.Op.String())
 		if e.Op.Kind == opDNS {
 			err = h.retakeDNS(e)
@@ -215,9 +229,11 @@ func (h *Host) missing() ([]entry, error) {
 		case opRoute:
 			present = routeIn(*e.Op, routes)
 		case opNFT:
-			present, err = nftPresent()
+			present, err = h.nftPresent()
 		case opRedirect:
-			present, err = redirectPresent()
+			present, err = chainPresent(redirectChain)
+		case opGate:
+			present, err = chainPresent(gateChain)
 		case opDNS:
 			present, err = h.dnsPresent(*e.Op)
 		}
@@ -249,5 +265,8 @@ func deliver(ch chan platform.NetChange, c platform.NetChange) {
 
 func sameChange(a, b platform.NetChange) bool {
 	return a.Up == b.Up && a.Interface == b.Interface && a.Has4 == b.Has4 && a.Has6 == b.Has6 &&
-		slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Search, b.Search) && slices.Equal(a.Self, b.Self) && slices.Equal(a.LAN, b.LAN)
+		slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Search, b.Search) && slices.Equal(a.Self, b.Self) &&
+		slices.Equal(a.LAN, b.LAN) && slices.EqualFunc(a.Others, b.Others, func(a, b platform.Network) bool {
+		return a.Interface == b.Interface && slices.Equal(a.Prefixes, b.Prefixes)
+	})
 }

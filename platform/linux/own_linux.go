@@ -25,7 +25,7 @@ func ownRules() ([]netlink.Rule, error) {
 			return nil, err
 		}
 		for _, r := range rules {
-			if r.Protocol == protoOwn && r.Priority >= prefMarked && r.Priority <= prefAll {
+			if r.Protocol == protoOwn && r.Priority >= prefMarked && r.Priority <= prefForward {
 				r.Family = family
 				own = append(own, r)
 			}
@@ -81,6 +81,9 @@ func routedDevice() (string, error) {
 		return "", err
 	}
 	for _, r := range routes {
+		if !isDefault(r.Dst) {
+			continue // into another network
+		}
 		if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil && isTUN(link) {
 			return link.Attrs().Name, nil
 		}
@@ -104,8 +107,9 @@ func (h *Host) leftover() error {
 	for _, r := range routes {
 		left = append(left, "ip route "+r.String())
 	}
-	if there, err := nftPresent(); err == nil && there { // an error is no nftables, so no table
-		left = append(left, "nft table inet "+nftTable)
+	tables, _ := nftTables() // an error is no nftables, so no table
+	for _, t := range tables {
+		left = append(left, "nft table "+familyName(t.Family)+" "+t.Name)
 	}
 	if len(left) > 0 {
 		errs = append(errs, errors.New("still there: "+strings.Join(left, "; ")))

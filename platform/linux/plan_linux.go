@@ -15,7 +15,7 @@ import (
 // half of the mark, which Kubernetes and Cilium use.
 const (
 	tableMain = 254  // RT_TABLE_MAIN
-	tableOwn  = 7891 // holds nothing but default routes into the TUN
+	tableOwn  = 7891 // default routes into the TUN, and routes of other networks
 
 	mark     uint32 = 0x41540000 // "AT": leaves by the physical network
 	markMask uint32 = 0xffff0000
@@ -23,10 +23,12 @@ const (
 	prefMarked  = 5300 // marked packets -> main
 	prefNoWay   = 5301 // marked packets that main has no route for -> unreachable, never the TUN
 	prefInbound = 5302 // replies of listening ports -> main, only without nftables
-	prefDNS     = 5305 // port 53 -> TUN, even towards the LAN
+	prefFrom    = 5303 // packets with the TUN's address, whatever mark somebody has given them since -> TUN
+	prefDNS     = 5305 // port 53 -> TUN or another network, even towards the LAN
 	prefLocal   = 5310 // multicast and link-local -> main
 	prefLAN     = 5311 // attached private subnets -> main
-	prefAll     = 5330 // everything else -> TUN
+	prefAll     = 5330 // everything else without a mark -> another network, or the TUN
+	prefForward = 5331 // what comes in to be forwarded, also with a mark -> the same
 
 	nftTable = "atlantic"
 )
@@ -42,6 +44,7 @@ const (
 	opDNS    opKind = "dns"
 
 	opRedirect opKind = "redirect"
+	opGate     opKind = "gate"
 )
 
 // op is one object of ours in the system. It is stored in the journal as JSON;
@@ -51,16 +54,23 @@ type op struct {
 	Family int    `json:"family,omitempty"` // 4 or 6: rule, route
 
 	// rule: all given conditions must hold
-	Pref  int          `json:"pref,omitempty"`
-	Mark  bool         `json:"mark,omitempty"`
-	To    netip.Prefix `json:"to,omitzero"`     // rule; redirect: the IPv6 destinations
-	Proto string       `json:"proto,omitempty"` // "tcp" or "udp"
-	Sport uint16       `json:"sport,omitempty"`
-	Dport uint16       `json:"dport,omitempty"` // rule; redirect: the listener's
-	Table int          `json:"table,omitempty"` // rule (0: unreachable), route
+	Pref     int          `json:"pref,omitempty"`
+	Mark     bool         `json:"mark,omitempty"`     // with our mark
+	Unmarked bool         `json:"unmarked,omitempty"` // without any mark
+	Forward  bool         `json:"forward,omitempty"`  // not begun on this machine
+	From     netip.Prefix `json:"from,omitzero"`
+	To       netip.Prefix `json:"to,omitzero"`     // rule; route (zero: default); redirect: the IPv6 destinations
+	Proto    string       `json:"proto,omitempty"` // "tcp" or "udp"
+	Sport    uint16       `json:"sport,omitempty"`
+	Dport    uint16       `json:"dport,omitempty"` // rule; redirect: the listener's
+	Table    int          `json:"table,omitempty"` // rule (0: unreachable), route
 
-	Dev    string   `json:"dev,omitempty"`    // route ("": unreachable), nft, redirect, dns: the TUN
-	Except []uint16 `json:"except,omitempty"` // redirect: destination ports that are left alone
+	Dev     string       `json:"dev,omitempty"`     // route ("": unreachable); nft, gate, redirect, dns: the TUN
+	Gateway netip.Addr   `json:"gateway,omitzero"`  // route
+	Src     netip.Addr   `json:"src,omitzero"`      // route: the preferred source
+	Addrs   []netip.Addr `json:"addrs,omitempty"`   // nft: the TUN's own
+	Uplinks []string     `json:"uplinks,omitempty"` // gate
+	Except  []uint16     `json:"except,omitempty"`  // redirect: destination ports that are left alone
 
 	// sysctl: Was is the value found, "" if it was Value already
 	Key   string `json:"key,omitempty"` // path below /proc/sys
@@ -82,12 +92,11 @@ func (o op) String() string {
 	case opRule:
 		return o.ruleString()
 	case opRoute:
-		if o.Dev == "" {
-			return fmt.Sprintf("ip -%d route add unreachable default table %d", o.Family, o.Table)
-		}
-		return fmt.Sprintf("ip -%d route add default dev %s table %d", o.Family, o.Dev, o.Table)
+		return o.routeString()
 	case opNFT:
-		return fmt.Sprintf("nft add table inet %s (tun %s)", nftTable, o.Dev)
+		return fmt.Sprintf("nft add table inet %s (tun %s %v)", nftTable, o.Dev, o.Addrs)
+	case opGate:
+		return fmt.Sprintf("nft refuse what is forwarded from %v to dev %s", o.Uplinks, o.Dev)
 	case opRedirect:
 		return o.redirectString()
 	case opSysctl:
@@ -98,11 +107,44 @@ func (o op) String() string {
 	return "unknown operation " + string(o.Kind)
 }
 
+func (o op) routeString() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "ip -%d route add", o.Family)
+	if o.Dev == "" {
+		b.WriteString(" unreachable")
+	}
+	if o.To.IsValid() {
+		fmt.Fprintf(&b, " %s", o.To)
+	} else {
+		b.WriteString(" default")
+	}
+	if o.Gateway.IsValid() {
+		fmt.Fprintf(&b, " via %s", o.Gateway)
+	}
+	if o.Dev != "" {
+		fmt.Fprintf(&b, " dev %s", o.Dev)
+	}
+	if o.Src.IsValid() {
+		fmt.Fprintf(&b, " src %s", o.Src)
+	}
+	fmt.Fprintf(&b, " table %d", o.Table)
+	return b.String()
+}
+
 func (o op) ruleString() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "ip -%d rule add pref %d", o.Family, o.Pref)
 	if o.Mark {
 		fmt.Fprintf(&b, " fwmark %#x/%#x", mark, markMask)
+	}
+	if o.Unmarked {
+		b.WriteString(" fwmark 0")
+	}
+	if o.Forward {
+		b.WriteString(" not iif lo")
+	}
+	if o.From.IsValid() {
+		fmt.Fprintf(&b, " from %s", o.From)
 	}
 	if o.To.IsValid() {
 		fmt.Fprintf(&b, " to %s", o.To)
@@ -148,6 +190,9 @@ type facts struct {
 	TUN6      bool           // the TUN takes it
 	Loopback6 bool           // and so does loopback
 	LAN       []netip.Prefix // attached private subnets
+	Uplinks   []string       // what others send by these is not forwarded into the TUN
+	Others    []op           // routes of other networks
+	More      int            // such routes beyond those
 	NFT       bool           // nftables with conntrack is there
 	// StrictRP are interfaces whose rp_filter is strict (RFC 3704 section 2.2).
 	StrictRP []string
@@ -192,6 +237,11 @@ func plan(cfg platform.NetConfig, f facts) []op {
 		}
 		ops = append(ops, o)
 	}
+	for _, o := range f.Others {
+		if slices.Contains(families, o.Family) {
+			ops = append(ops, o)
+		}
+	}
 	for _, family := range families {
 		ops = append(ops, planRules(family, cfg, f)...)
 	}
@@ -214,7 +264,16 @@ func plan(cfg platform.NetConfig, f facts) []op {
 // loose and the listening ports are routed past the TUN.
 func planInbound(cfg platform.NetConfig, f facts) []op {
 	if f.NFT {
-		ops := []op{{Kind: opNFT, Dev: cfg.TUN}}
+		table := op{Kind: opNFT, Dev: cfg.TUN}
+		for _, p := range []netip.Prefix{cfg.Addr4, cfg.Addr6} {
+			if p.IsValid() {
+				table.Addrs = append(table.Addrs, p.Addr())
+			}
+		}
+		ops := []op{table}
+		if len(f.Uplinks) > 0 {
+			ops = append(ops, op{Kind: opGate, Dev: cfg.TUN, Uplinks: f.Uplinks})
+		}
 		if len(f.StrictRP) > 0 {
 			ops = append(ops, op{Kind: opSysctl, Key: "net/ipv4/conf/all/src_valid_mark", Value: "1"})
 		}
@@ -237,6 +296,15 @@ func planRules(family int, cfg platform.NetConfig, f facts) []op {
 	noWay := rule(prefNoWay, 0)
 	noWay.Mark = true
 	ops := []op{marked, noWay}
+	addr := cfg.Addr4
+	if family == 6 {
+		addr = cfg.Addr6
+	}
+	if addr.IsValid() {
+		from := rule(prefFrom, tableOwn)
+		from.From = netip.PrefixFrom(addr.Addr(), addr.Addr().BitLen())
+		ops = append(ops, from)
+	}
 	if !f.NFT {
 		for _, port := range f.Listening {
 			o := rule(prefInbound, tableMain)
@@ -247,7 +315,7 @@ func planRules(family int, cfg platform.NetConfig, f facts) []op {
 	if len(cfg.DNS) > 0 {
 		for _, proto := range []string{"udp", "tcp"} {
 			o := rule(prefDNS, tableOwn)
-			o.Proto, o.Dport = proto, 53
+			o.Proto, o.Dport, o.Unmarked = proto, 53, true
 			ops = append(ops, o)
 		}
 	}
@@ -265,5 +333,9 @@ func planRules(family int, cfg platform.NetConfig, f facts) []op {
 			}
 		}
 	}
-	return append(ops, rule(prefAll, tableOwn))
+	// A mark of somebody else says that a program of this machine has a way of its
+	// own for its packets, as a VPN has for its outer ones: as if we were not there.
+	all, forward := rule(prefAll, tableOwn), rule(prefForward, tableOwn)
+	all.Unmarked, forward.Forward = true, true
+	return append(ops, all, forward)
 }

@@ -32,27 +32,31 @@ func TestPlan(t *testing.T) {
 		{
 			name: "everything", f: facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan, StrictRP: []string{"all"}, DNS: dnsFile},
 			want: `
-nft add table inet atlantic (tun atlantic0)
+nft add table inet atlantic (tun atlantic0 [198.18.0.1 fd61:746c:616e:7469::1])
 sysctl net.ipv4.conf.all.src_valid_mark=1
 ip -4 route add default dev atlantic0 table 7891
 ip -6 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -4 rule add pref 5305 ipproto udp dport 53 lookup 7891
-ip -4 rule add pref 5305 ipproto tcp dport 53 lookup 7891
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
+ip -4 rule add pref 5305 fwmark 0 ipproto udp dport 53 lookup 7891
+ip -4 rule add pref 5305 fwmark 0 ipproto tcp dport 53 lookup 7891
 ip -4 rule add pref 5310 to 169.254.0.0/16 lookup main
 ip -4 rule add pref 5310 to 224.0.0.0/4 lookup main
 ip -4 rule add pref 5310 to 255.255.255.255/32 lookup main
 ip -4 rule add pref 5311 to 192.168.7.0/24 lookup main
-ip -4 rule add pref 5330 lookup 7891
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891
 ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -6 rule add pref 5305 ipproto udp dport 53 lookup 7891
-ip -6 rule add pref 5305 ipproto tcp dport 53 lookup 7891
+ip -6 rule add pref 5303 from fd61:746c:616e:7469::1/128 lookup 7891
+ip -6 rule add pref 5305 fwmark 0 ipproto udp dport 53 lookup 7891
+ip -6 rule add pref 5305 fwmark 0 ipproto tcp dport 53 lookup 7891
 ip -6 rule add pref 5310 to fe80::/10 lookup main
 ip -6 rule add pref 5310 to ff00::/8 lookup main
 ip -6 rule add pref 5311 to fd00:7::/64 lookup main
-ip -6 rule add pref 5330 lookup 7891
+ip -6 rule add pref 5330 fwmark 0 lookup 7891
+ip -6 rule add pref 5331 not iif lo lookup 7891
 dns file [198.18.0.2] dev atlantic0`,
 		},
 		{
@@ -60,15 +64,19 @@ dns file [198.18.0.2] dev atlantic0`,
 			cfg:  func(c *platform.NetConfig) { c.LAN, c.DNS = false, nil },
 			f:    facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan},
 			want: `
-nft add table inet atlantic (tun atlantic0)
+nft add table inet atlantic (tun atlantic0 [198.18.0.1 fd61:746c:616e:7469::1])
 ip -4 route add default dev atlantic0 table 7891
 ip -6 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -4 rule add pref 5330 lookup 7891
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891
 ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -6 rule add pref 5330 lookup 7891`,
+ip -6 rule add pref 5303 from fd61:746c:616e:7469::1/128 lookup 7891
+ip -6 rule add pref 5330 fwmark 0 lookup 7891
+ip -6 rule add pref 5331 not iif lo lookup 7891`,
 		},
 		{
 			name: "redirect", f: facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true},
@@ -76,15 +84,19 @@ ip -6 rule add pref 5330 lookup 7891`,
 				c.LAN, c.DNS, c.Redirect, c.RedirectExcept = false, nil, 7777, []uint16{22, 25}
 			},
 			want: `
-nft add table inet atlantic (tun atlantic0)
+nft add table inet atlantic (tun atlantic0 [198.18.0.1 fd61:746c:616e:7469::1])
 ip -4 route add default dev atlantic0 table 7891
 ip -6 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -4 rule add pref 5330 lookup 7891
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891
 ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -6 rule add pref 5330 lookup 7891
+ip -6 rule add pref 5303 from fd61:746c:616e:7469::1/128 lookup 7891
+ip -6 rule add pref 5330 fwmark 0 lookup 7891
+ip -6 rule add pref 5331 not iif lo lookup 7891
 nft redirect tcp of dev atlantic0 to :7777, also to fd61:746c:616e:7469::/64, not to ports [22 25]`,
 		},
 		{
@@ -94,32 +106,62 @@ nft redirect tcp of dev atlantic0 to :7777, also to fd61:746c:616e:7469::/64, no
 ip -4 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -4 rule add pref 5330 lookup 7891`,
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891`,
 		},
 		{
 			name: "ipv6 left alone", cfg: func(c *platform.NetConfig) { c.Default6, c.LAN, c.DNS = false, false, nil },
 			f: facts{IPv6: true, TUN6: true, Loopback6: true, NFT: true, LAN: lan},
 			want: `
-nft add table inet atlantic (tun atlantic0)
+nft add table inet atlantic (tun atlantic0 [198.18.0.1 fd61:746c:616e:7469::1])
 ip -4 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -4 rule add pref 5330 lookup 7891`,
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891`,
+		},
+		{
+			name: "other networks", f: facts{
+				IPv6: true, TUN6: true, NFT: true, Uplinks: []string{"eth0", "wlan0"},
+				Others: []op{
+					{Kind: opRoute, Family: 4, Table: tableOwn, Dev: "wg0", To: netip.MustParsePrefix("10.9.0.0/24"), Src: netip.MustParseAddr("10.9.0.2")},
+					{Kind: opRoute, Family: 4, Table: tableOwn, Dev: "eth1", To: netip.MustParsePrefix("10.50.0.0/16"), Gateway: netip.MustParseAddr("192.168.9.1")},
+					{Kind: opRoute, Family: 6, Table: tableOwn, Dev: "wg0", To: netip.MustParsePrefix("fd09::/64")},
+				},
+			},
+			cfg: func(c *platform.NetConfig) { c.LAN, c.DNS, c.Default6 = false, nil, false },
+			want: `
+nft add table inet atlantic (tun atlantic0 [198.18.0.1 fd61:746c:616e:7469::1])
+nft refuse what is forwarded from [eth0 wlan0] to dev atlantic0
+ip -4 route add default dev atlantic0 table 7891
+ip -4 route add 10.9.0.0/24 dev wg0 src 10.9.0.2 table 7891
+ip -4 route add 10.50.0.0/16 via 192.168.9.1 dev eth1 table 7891
+ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891`,
 		},
 		{
 			name: "the tun takes no ipv6",
 			cfg:  func(c *platform.NetConfig) { c.LAN, c.DNS, c.Redirect = false, nil, 7777 },
 			f:    facts{IPv6: true, NFT: true},
 			want: `
-nft add table inet atlantic (tun atlantic0)
+nft add table inet atlantic (tun atlantic0 [198.18.0.1 fd61:746c:616e:7469::1])
 ip -4 route add default dev atlantic0 table 7891
 ip -6 route add unreachable default table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -4 rule add pref 5330 lookup 7891
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891
 ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
-ip -6 rule add pref 5330 lookup 7891
+ip -6 rule add pref 5303 from fd61:746c:616e:7469::1/128 lookup 7891
+ip -6 rule add pref 5330 fwmark 0 lookup 7891
+ip -6 rule add pref 5331 not iif lo lookup 7891
 nft redirect tcp of dev atlantic0 to :7777`,
 		},
 		{
@@ -131,13 +173,15 @@ sysctl net.ipv4.conf.eth0.rp_filter=2
 ip -4 route add default dev atlantic0 table 7891
 ip -4 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
 ip -4 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -4 rule add pref 5303 from 198.18.0.1/32 lookup 7891
 ip -4 rule add pref 5302 ipproto tcp sport 22 lookup main
 ip -4 rule add pref 5302 ipproto tcp sport 443 lookup main
 ip -4 rule add pref 5310 to 169.254.0.0/16 lookup main
 ip -4 rule add pref 5310 to 224.0.0.0/4 lookup main
 ip -4 rule add pref 5310 to 255.255.255.255/32 lookup main
 ip -4 rule add pref 5311 to 192.168.7.0/24 lookup main
-ip -4 rule add pref 5330 lookup 7891`,
+ip -4 rule add pref 5330 fwmark 0 lookup 7891
+ip -4 rule add pref 5331 not iif lo lookup 7891`,
 		},
 		{
 			name: "tun without default routes",

@@ -194,9 +194,11 @@ func (h *Host) do(o op) error {
 	case opRoute:
 		return addRoute(o)
 	case opNFT:
-		return addNFT(o)
+		return h.addNFT(o)
 	case opRedirect:
 		return addRedirect(o)
+	case opGate:
+		return addGate(o)
 	case opSysctl:
 		return writeSysctl(o.Key, o.Value)
 	case opDNS:
@@ -216,7 +218,9 @@ func (h *Host) undo(o op) error {
 	case opNFT:
 		return deleteNFT()
 	case opRedirect:
-		return deleteRedirect()
+		return emptyChain(redirectChain)
+	case opGate:
+		return emptyChain(gateChain)
 	case opSysctl:
 		return restoreSysctl(o)
 	case opDNS:

@@ -81,9 +81,10 @@ func loadRedirect(o op, timeouts bool) error {
 	return nil
 }
 
-// deleteRedirect empties the chain; see above why it stays.
-func deleteRedirect() error {
-	rules, err := redirectRules()
+// emptyChain takes the rules out of a chain of our table; see above why the
+// redirect's stays.
+func emptyChain(name string) error {
+	rules, err := chainRules(name)
 	if err != nil || rules == 0 {
 		return nil // no nftables, no table, no chain: no rules
 	}
@@ -91,29 +92,29 @@ func deleteRedirect() error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	c.FlushChain(&nftables.Chain{Name: redirectChain, Table: &nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet}})
+	c.FlushChain(&nftables.Chain{Name: name, Table: &nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet}})
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("empty the nft redirect: %w", err)
+		return fmt.Errorf("empty the nft chain %s: %w", name, err)
 	}
 	return nil
 }
 
-// redirectRules is how many rules the chain has.
-func redirectRules() (int, error) {
+// chainRules is how many rules a chain of our table has.
+func chainRules(name string) (int, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return 0, err
 	}
 	table := &nftables.Table{Name: nftTable, Family: nftables.TableFamilyINet}
-	rules, err := c.GetRules(table, &nftables.Chain{Name: redirectChain, Table: table})
+	rules, err := c.GetRules(table, &nftables.Chain{Name: name, Table: table})
 	if errors.Is(err, unix.ENOENT) {
 		return 0, nil
 	}
 	return len(rules), err
 }
 
-func redirectPresent() (bool, error) {
-	n, err := redirectRules()
+func chainPresent(name string) (bool, error) {
+	n, err := chainRules(name)
 	return n > 0, err
 }
 

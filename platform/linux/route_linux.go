@@ -34,16 +34,14 @@ func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
 	f.NFT = !h.system.noNFT && hasNFT()
 	if !f.NFT {
 		f.Listening = listeningPorts()
-		h.lack("the kernel has no nftables: of connections that come in from outside, only TCP keeps its interface")
 	}
-	var err error
+	around, err := lookAround(cfg.TUN)
+	if err != nil {
+		return f, fmt.Errorf("look at the networks of this machine: %w", err)
+	}
+	f.Uplinks, f.Others, f.More = around.uplinks, around.others, around.more
 	if f.LAN, _, err = attached(cfg.TUN); err != nil {
 		return f, fmt.Errorf("list the attached subnets: %w", err)
-	}
-	for _, p := range f.LAN {
-		if p.Overlaps(cfg.Addr4) {
-			h.lack(fmt.Sprintf("this machine's network %s and the fake addresses in %s are in each other's way; choose another [dns] fake_range", p, cfg.Addr4.Masked()))
-		}
 	}
 	if len(cfg.DNS) > 0 {
 		f.DNS = h.dnsInForce()
@@ -199,10 +197,16 @@ func (h *Host) look() platform.NetChange {
 			c.Interface = l.Attrs().Name
 		}
 	}
-	var err error
-	if c.LAN, c.Self, err = attached(tun); err != nil {
+	lan, self, err := attached(tun)
+	if err != nil {
 		h.log.Warn("cannot list the attached subnets", "error", err)
 	}
+	c.LAN, c.Self = lan, self
+	around, err := lookAround(tun)
+	if err != nil {
+		h.log.Warn("cannot tell the networks of this machine apart", "error", err)
+	}
+	c.Others = around.other()
 	c.DNS, c.Search = h.formerServers(), h.searchDomains()
 	return c
 }
@@ -217,9 +221,19 @@ func netlinkRule(o op) *netlink.Rule {
 	if o.Table == 0 {
 		r.Type = unix.RTN_UNREACHABLE // FR_ACT_UNREACHABLE
 	}
-	if o.Mark {
+	switch {
+	case o.Mark:
 		mask := markMask
 		r.Mark, r.Mask = mark, &mask
+	case o.Unmarked:
+		mask := ^uint32(0)
+		r.Mask = &mask
+	}
+	if o.Forward {
+		r.Invert, r.IifName = true, "lo"
+	}
+	if o.From.IsValid() {
+		r.Src = ipNet(o.From)
 	}
 	if o.To.IsValid() {
 		r.Dst = ipNet(o.To)
@@ -258,23 +272,44 @@ func deleteRule(o op) error {
 	return err
 }
 
-// netlinkRoute is a default route of scope global. With scope link, the usual
-// one for a route without a gateway, the kernel takes it as the way to gateways:
-// `ip route add default via GATEWAY` would then lead into the TUN while the
-// gateway's subnet is not attached (seen on Linux 6.18, November 2026).
+// netlinkRoute is o with the index of its device. A default route has scope
+// global. With scope link, the usual one for a route without a gateway, the
+// kernel takes it as the way to gateways: `ip route add default via GATEWAY` would
+// then lead into the TUN while the gateway's subnet is not attached (seen on Linux
+// 6.18, November 2026).
 func netlinkRoute(o op, index int) *netlink.Route {
-	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if o.Family == 6 {
-		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
 	r := &netlink.Route{
-		LinkIndex: index, Dst: ipNet(dst), Table: o.Table,
+		LinkIndex: index, Dst: ipNet(o.destination()), Table: o.Table,
 		Scope: netlink.SCOPE_UNIVERSE, Protocol: protoOwn, Type: unix.RTN_UNICAST,
 	}
-	if o.Dev == "" {
+	switch {
+	case o.Dev == "":
 		r.Type = unix.RTN_UNREACHABLE
+	case o.Gateway.IsValid() && o.Gateway.Is6() != (o.Family == 6):
+		r.Via = &netlink.Via{AddrFamily: unix.AF_INET6, Addr: o.Gateway.AsSlice()}
+	case o.Gateway.IsValid():
+		r.Gw = o.Gateway.AsSlice()
+	case o.To.IsValid():
+		r.Scope = netlink.SCOPE_LINK
+	}
+	if o.Gateway.IsValid() {
+		r.Flags = int(netlink.FLAG_ONLINK) // the main table has seen that the gateway is there
+	}
+	if o.Src.IsValid() {
+		r.Src = o.Src.AsSlice()
 	}
 	return r
+}
+
+// destination is what a route leads to.
+func (o op) destination() netip.Prefix {
+	switch {
+	case o.To.IsValid():
+		return o.To
+	case o.Family == 6:
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
 func addRoute(o op) error {
@@ -313,8 +348,9 @@ func ruleIn(o op, rules []netlink.Rule) bool {
 	want := netlinkRule(o)
 	return slices.ContainsFunc(rules, func(r netlink.Rule) bool {
 		return r.Family == want.Family && r.Priority == want.Priority && r.Table == want.Table &&
-			r.Mark == want.Mark && r.IPProto == want.IPProto &&
-			sameNet(r.Dst, want.Dst) && samePorts(r.Sport, want.Sport) && samePorts(r.Dport, want.Dport)
+			r.Mark == want.Mark && sameMask(r.Mask, want.Mask) && r.IPProto == want.IPProto &&
+			r.Invert == want.Invert && r.IifName == want.IifName &&
+			sameNet(r.Src, want.Src) && sameNet(r.Dst, want.Dst) && samePorts(r.Sport, want.Sport) && samePorts(r.Dport, want.Dport)
 	})
 }
 
@@ -323,6 +359,13 @@ func sameNet(a, b *net.IPNet) bool {
 		return a == b
 	}
 	return a.String() == b.String()
+}
+
+func sameMask(a, b *uint32) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return *a == *b
 }
 
 func samePorts(a, b *netlink.RulePortRange) bool {

@@ -261,7 +261,7 @@ func TestWhereTrafficGoes(t *testing.T) {
 		"192.168.7.77 ipproto udp dport 53":     "atlantic0",
 		"fd00:7::77 ipproto tcp dport 53":       "atlantic0",
 		"203.0.113.9 mark 0x41540000":           "eth0",
-		"203.0.113.9 mark 0x80000":              "atlantic0",
+		"203.0.113.9 mark 0x80000":              "eth0", // another program's
 		"192.168.7.77 ipproto udp dport 5353":   "eth0",
 		"203.0.113.9 ipproto udp dport 53":      "atlantic0",
 		"203.0.113.9 mark 0x4154cafe":           "eth0",
