@@ -78,7 +78,7 @@ func abandon(t *testing.T, h *Host) {
 	t.Helper()
 	h.mu.Lock()
 	h.journal.close()
-	h.journal = nil
+	h.journal, h.cfg = nil, platform.NetConfig{}
 	h.mu.Unlock()
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
