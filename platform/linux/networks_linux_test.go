@@ -3,6 +3,7 @@ package linux
 import (
 	"context"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -147,4 +148,37 @@ ip route add default dev wg1 table 51820
 ip rule add not fwmark 51820 table 51820`) // as wg-quick does: before our rules, as it comes later
 	waitFor(t, "a warning that apps go another way", warned("leaves by wg1, not through AtlanticProxy"))
 	leaves(t, "with wg-quick", map[string]string{"203.0.113.9 mark 51820": "eth0"})
+}
+
+// A crashed run's routes into another tunnel are no sign that a run is alive.
+func TestKilledBesideAnotherTunnel(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	runLines(t, otherTunnel)
+	m := newMachine(t)
+	before := m.snapshot()
+	_ = m.killedAt(allMade).Run()
+	if got := routeOf(t, "10.9.0.5"); got != "wg0" {
+		t.Fatalf("before the kill the other network was reached by %s", got)
+	}
+	if err := os.RemoveAll(m.options().StateDir); err != nil { // nor is the journal needed
+		t.Fatal(err)
+	}
+	h := m.open(t)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if rules := run(t, "ip", "rule"); strings.Contains(rules, "7891") {
+		t.Errorf("rules are left:\n%s", rules)
+	}
+	if left := run(t, "sh", "-c", "ip route show table 7891 || true; ip -6 route show table 7891 || true; nft list ruleset"); strings.Contains(left, "dev") || strings.Contains(left, "atlantic") {
+		t.Errorf("left:\n%s", left)
+	}
+	equalState(t, "after a kill", withoutResolvConf(m.snapshot()), withoutResolvConf(before))
+}
+
+func withoutResolvConf(s string) string {
+	before, _, _ := strings.Cut(s, "resolv.conf:")
+	return before
 }
