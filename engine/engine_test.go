@@ -449,6 +449,37 @@ func TestWhy(t *testing.T) {
 	}
 }
 
+// Why says what route does: a rule outranks protect.udp, and programs that rules
+// name may go another way.
+func TestWhyIsWhatRouteDoes(t *testing.T) {
+	p := newFakeProxy(t, "127.0.0.1:0", replyOK)
+	cfg := testConfig(p.url())
+	cfg.Protect.UDP = "block"
+	cfg.Rules = []config.Rule{
+		{Process: []string{"curl"}, Via: "block"},
+		{Domain: []string{"game.example"}, Via: "direct"},
+	}
+	b := newBench(t, cfg)
+	for host, want := range map[string][2]string{
+		"game.example": {"direct", "blocked"}, "other.example": {"blocked (protect.udp)", "blocked"}, "127.0.0.1": {"direct", "blocked"},
+	} {
+		w, err := b.Why(host)
+		if err != nil || w.UDP != want[0] || len(w.Programs) != 1 || w.Programs[0].Program != "curl" ||
+			w.Programs[0].Verdict != "block" || w.Programs[0].UDP != want[1] {
+			t.Errorf("%s: %+v (%v)", host, w, err)
+		}
+	}
+	query := []byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04game\x07example\x00\x00\x01\x00\x01")
+	reply, err := b.dns.AppendAnswer(t.Context(), nil, query, false)
+	if err != nil || len(reply) < 4 {
+		t.Fatal(err)
+	}
+	fake := netip.AddrFrom4([4]byte(reply[len(reply)-4:]))
+	if w, err := b.Why(fake.String()); err != nil || w.Host != "game.example" || w.Verdict != "direct" {
+		t.Errorf("a fake address: %+v (%v)", w, err)
+	}
+}
+
 // While a kept intent is still being carried out, Why says what holds traffic.
 func TestWhyWhileConnecting(t *testing.T) {
 	p := newFakeProxy(t, "127.0.0.1:0", replyOK)

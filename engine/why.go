@@ -9,41 +9,42 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/dns"
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
-	"github.com/atlanticproxy/atlanticproxy/engine/rules"
-	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 )
 
 // Why tells what would happen to a flow to host, which is a name or an address
 // with an optional port (443 if there is none). It asks nobody: no name is
-// resolved and nothing is dialled.
+// resolved and nothing is dialled. Where rules name programs, it says of each of
+// those that would go another way.
 func (e *Engine) Why(host string) (api.Why, error) {
 	t, err := parseTarget(host)
 	if err != nil {
 		return api.Why{}, &api.Error{Code: api.ErrBadRequest, Message: err.Error(),
 			Hint: "give a host name or an address, with a port if it matters: example.com:22"}
 	}
-	v := e.rules.Match(rules.Query{Network: flow.TCP, Name: t.Name, Addr: t.Addr, Port: t.Port})
-	if v.Rule == "default" && e.isLocal(t.Name, t.Addr) {
-		v = flow.Verdict{Kind: flow.Direct, Rule: "local network"}
-	}
+	way := e.flows.Explain(flow.TCP, t, "")
+	usual := e.wayOf(t, "")
 	w := api.Why{
-		Schema: api.Schema, Host: t.Host(), Verdict: v.String(), Rule: v.Rule,
-		LastError: e.flows.LastError(t.Host()),
+		Schema: api.Schema, Host: way.Target.Host(), Verdict: usual.Verdict, Rule: usual.Rule,
+		Upstream: usual.Upstream, UDP: usual.UDP, LastError: e.flows.LastError(way.Target.Host()),
 	}
-	u := e.carrier(v)
 	switch {
-	case u == nil:
-		w.DNS, w.UDP = "not resolved: it is blocked", "blocked"
-		return w, nil
-	case t.Name == "":
+	case way.Upstream == nil:
+		w.DNS = "not resolved: it is blocked"
+	case way.Target.Name == "":
 		w.DNS = "an address: nothing to resolve"
-	case u == e.ups.direct:
+	case way.Upstream == e.ups.direct:
 		w.DNS = "by this machine's own resolvers, when the flow is dialled"
 	default:
 		w.DNS = "by the upstream, which is sent the name"
 	}
-	w.Upstream = u.Spec().Name
-	w.UDP = e.udpPath(u)
+	for _, r := range e.opt.Config.Rules {
+		for _, p := range r.Process {
+			other := e.wayOf(t, p)
+			if other.Program = p; other.Rule != usual.Rule || other.UDP != usual.UDP {
+				w.Programs = append(w.Programs, other)
+			}
+		}
+	}
 	if e.held.Load() {
 		s, now := e.snap.Load(), "no traffic reaches the service now: "
 		if e.blocking(s) {
@@ -52,6 +53,29 @@ func (e *Engine) Why(host string) (api.Why, error) {
 		w.Rule += "; but " + now + heldBy(s)
 	}
 	return w, nil
+}
+
+// wayOf is where a program's flows to t would go; "" is one that no rule names.
+func (e *Engine) wayOf(t flow.Target, program string) api.WhyProgram {
+	tcp, udp := e.flows.Explain(flow.TCP, t, program), e.flows.Explain(flow.UDP, t, program)
+	w := api.WhyProgram{Verdict: tcp.Verdict.String(), Rule: tcp.Verdict.Rule}
+	if tcp.Upstream != nil {
+		w.Upstream = tcp.Upstream.Spec().Name
+	}
+	switch {
+	case udp.Upstream == nil:
+		w.UDP = "blocked"
+	case udp.NoUDP:
+		w.UDP = udp.Upstream.Spec().Name + " carries no UDP: QUIC is refused so that apps use TCP, the rest is blocked"
+	case udp.Verdict.Kind == flow.Direct:
+		w.UDP = "direct"
+	default:
+		w.UDP = "through " + udp.Upstream.Spec().Name
+	}
+	if udp.Verdict.Rule != tcp.Verdict.Rule {
+		w.UDP += " (" + udp.Verdict.Rule + ")"
+	}
+	return w
 }
 
 // heldBy says why traffic is held.
@@ -73,31 +97,6 @@ func (e *Engine) isLocal(name string, a netip.Addr) bool {
 		return true
 	}
 	return e.opt.Config.Protect.LAN && e.names.localName(name)
-}
-
-// carrier is the upstream that v leads to, nil if it is none.
-func (e *Engine) carrier(v flow.Verdict) *upstream.Upstream {
-	switch v.Kind {
-	case flow.Block:
-		return nil
-	case flow.Direct:
-		return e.ups.direct
-	case flow.Via:
-		return e.ups.named(v.Upstream)
-	}
-	return e.ups.current()
-}
-
-func (e *Engine) udpPath(u *upstream.Upstream) string {
-	switch policy := e.opt.Config.Protect.UDP; {
-	case policy == "block":
-		return "blocked (protect.udp)"
-	case policy == "direct":
-		return "direct (protect.udp)"
-	case u.Packets() != nil:
-		return "through " + u.Spec().Name
-	}
-	return u.Spec().Name + " carries no UDP: QUIC is refused so that apps use TCP, the rest is blocked"
 }
 
 // parseTarget reads host, host:port, an address, or [address]:port.

@@ -32,6 +32,9 @@ func (a *app) why() *cobra.Command {
 					a.out.line("  %s %s", a.out.dim(pad(row[0], 10)), row[1])
 				}
 			}
+			for _, p := range w.Programs {
+				a.out.line("  %s %s (%s), UDP %s", a.out.dim(pad(p.Program, 10)), wayText(p), p.Rule, p.UDP)
+			}
 			return nil
 		},
 	}
@@ -60,6 +63,17 @@ func (a *app) whyHeadline(w api.Why) styled {
 		return p.text("%s is reached %s", p.bold(w.Host), p.yellow("directly"))
 	}
 	return p.text("%s goes through %s", p.bold(w.Host), p.green(w.Upstream))
+}
+
+// wayText says where one program's connections go.
+func wayText(p api.WhyProgram) string {
+	switch p.Verdict {
+	case "block":
+		return "is blocked"
+	case "direct":
+		return "goes directly"
+	}
+	return "goes through " + p.Upstream
 }
 
 func pad(s string, width int) string {

@@ -249,6 +249,17 @@ type Why struct {
 	UDP      string `json:"udp"`      // what would happen to UDP there
 	// LastError is why the last flow there failed, "" if none did.
 	LastError string `json:"last_error,omitempty"`
+	// Programs are those that some rule names and that go another way.
+	Programs []WhyProgram `json:"programs,omitempty"`
+}
+
+// WhyProgram is Why for one program.
+type WhyProgram struct {
+	Program  string `json:"program"` // as the rule has it
+	Verdict  string `json:"verdict"`
+	Rule     string `json:"rule"`
+	Upstream string `json:"upstream"`
+	UDP      string `json:"udp"`
 }
 
 // Config is the answer of GET /v1/config: the configuration in force.

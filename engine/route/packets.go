@@ -105,7 +105,6 @@ type session struct {
 // dest is what becomes of datagrams to one destination.
 type dest struct {
 	d     decision
-	auto  bool          // d.u is what Current returned
 	to    flow.Datagram // as the upstream is told; no Data
 	path  *path         // nil until the first datagram, or after the association ended
 	retry time.Time
@@ -253,7 +252,7 @@ func (s *session) dest(ap netip.AddrPort, to net.Addr) *dest {
 	default:
 		return nil
 	}
-	if e != nil && !e.d.passing && (!e.auto || e.d.u == s.h.opts.Current()) {
+	if e != nil && !e.d.passing && (!e.d.auto || e.d.u == s.h.opts.Current()) {
 		return e
 	}
 	told := e != nil && e.told
@@ -278,24 +277,10 @@ func (s *session) dest(ap netip.AddrPort, to net.Addr) *dest {
 	return e
 }
 
-// judge decides by the rules and the UDP policy.
+// judge decides.
 func (s *session) judge(f flow.Flow, t flow.Target) *dest {
-	o := &s.h.opts
 	e := &dest{d: s.h.decide(f, t)}
 	e.to = flow.Datagram{Name: e.d.target.Name, Addr: e.d.target.AddrPort()}
-	if e.d.u == nil {
-		return e
-	}
-	if e.d.verdict.Kind == flow.Auto {
-		e.auto = true
-		switch o.UDP {
-		case UDPDirect:
-			e.auto, e.d.u = false, o.Direct
-		case UDPBlock:
-			e.auto, e.d.u = false, nil
-			e.d.reason, e.d.blocked = flow.Forbidden, true
-		}
-	}
 	return e
 }
 

@@ -67,7 +67,7 @@ func (s *session) open(ap netip.AddrPort) *dest {
 		e = s.dests[ap]
 	}
 	s.lastDest = nil
-	if e == nil || e.d.u == nil || e.auto && e.d.u != s.h.opts.Current() {
+	if e == nil || e.d.u == nil || e.d.auto && e.d.u != s.h.opts.Current() {
 		return nil
 	}
 	if p := e.path; p == nil || p.sender == nil || p.ended.Load() {

@@ -23,12 +23,10 @@ package route
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/engine/rules"
@@ -144,18 +142,6 @@ func reasonOf(err error) flow.Reason {
 	return flow.Unreachable
 }
 
-// decision is where a flow goes, or why it does not.
-type decision struct {
-	u       *upstream.Upstream // nil: not carried
-	target  flow.Target
-	verdict flow.Verdict
-	process string
-	took    time.Duration
-	reason  flow.Reason // if u is nil
-	blocked bool        // if u is nil: by a rule or Blocked, not for want of a way
-	passing bool        // if u is nil: what stands in the way may be gone for the next datagram
-}
-
 func (h *Handler) count(d decision) {
 	if d.blocked {
 		h.blocked.Add(1)
@@ -163,64 +149,6 @@ func (h *Handler) count(d decision) {
 	}
 	h.refused.Add(1)
 	h.errs.put(d.target.Host(), d.verdict.Rule)
-}
-
-// decide finds the way for one target of f.
-func (h *Handler) decide(f flow.Flow, t flow.Target) decision {
-	begin := time.Now()
-	d := decision{target: t}
-	q := rules.Query{Network: f.Network, Name: t.Name, Addr: t.Addr, Port: t.Port}
-	if t.Addr.IsValid() && h.opts.Resolve != nil {
-		name, fake := h.opts.Resolve(t.Addr)
-		if q.Name == "" {
-			q.Name = name
-		}
-		if fake {
-			// Only what the app's own resolver gave out leads anywhere.
-			if q.Name == "" {
-				d.reason, d.passing = flow.Unreachable, true
-				d.verdict.Rule = fmt.Sprintf("the fake address %v is not known any more: look the name up again", t.Addr)
-				return d
-			}
-			q.Addr = netip.Addr{}
-			d.target = flow.Target{Name: q.Name, Port: t.Port}
-		}
-	}
-	if h.opts.Blocked != nil && h.opts.Blocked() {
-		d.reason, d.blocked, d.passing = flow.Forbidden, true, true
-		return d
-	}
-	if h.opts.Process != nil && h.opts.Rules.NeedsProcess() {
-		d.process = h.opts.Process(f.Network.String(), f.Src, f.Dst)
-		q.Process = d.process
-	}
-	d.verdict = h.opts.Rules.Match(q)
-	h.choose(&d, q)
-	d.took = time.Since(begin)
-	return d
-}
-
-// choose turns the verdict into an upstream.
-func (h *Handler) choose(d *decision, q rules.Query) {
-	if d.verdict.Rule == "default" && h.opts.Local != nil && h.opts.Local(q.Name, q.Addr) {
-		d.verdict = flow.Verdict{Kind: flow.Direct, Rule: "local network"}
-	}
-	switch d.verdict.Kind {
-	case flow.Direct:
-		d.u = h.opts.Direct
-	case flow.Block:
-		d.reason, d.blocked = flow.Forbidden, true
-	case flow.Via:
-		if h.opts.Named != nil {
-			d.u = h.opts.Named(d.verdict.Upstream)
-		}
-		if d.u == nil {
-			d.reason = flow.Forbidden
-			d.verdict.Rule += fmt.Sprintf(": there is no upstream %q", d.verdict.Upstream)
-		}
-	default:
-		d.u = h.opts.Current()
-	}
 }
 
 // CarriesUDP says whether there is any way for UDP: by default, or because a
