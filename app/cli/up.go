@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/atlanticproxy/atlanticproxy/app/client"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 )
 
 const (
@@ -78,11 +78,10 @@ func (a *app) upPrefs(cmd *cobra.Command, choice string) (api.Prefs, error) {
 		if choice == "" {
 			return prefs, &usageError{"--upstream needs a name or a URL"}
 		}
-		if u, err := url.Parse(choice); err == nil && u.User != nil {
-			if _, has := u.User.Password(); has {
-				a.err.line("%s other users of this machine can see the password in the list of processes; better: --upstream -",
-					a.err.yellow("warning:"))
-			}
+		// What cannot be read may have one too.
+		if s, err := proxy.ParseURL("", choice); s.Password != "" || err != nil && strings.Contains(choice, "@") {
+			a.err.line("%s other users of this machine can see the password in the list of processes; better: --upstream -",
+				a.err.yellow("warning:"))
 		}
 	default:
 		choice = os.Getenv(upstreamVar)

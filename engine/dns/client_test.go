@@ -1,12 +1,14 @@
 package dns
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -266,6 +268,27 @@ func TestNewClientErrors(t *testing.T) {
 }
 
 // A resolver that never answers AAAA costs a lookup a moment, and only one.
+// TestServersTokenStaysOut: the path of a server may name an account.
+func TestServersTokenStaysOut(t *testing.T) {
+	var log bytes.Buffer
+	c, err := NewClient(ClientOptions{
+		Servers: []string{"https://192.0.2.1/t0ken", "https://192.0.2.1/dns-query?t0ken"},
+		Dial:    func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no way") },
+		Log:     slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.LookupNetIP(t.Context(), "a.test")
+	if err == nil || strings.Contains(err.Error()+log.String(), "t0ken") || !strings.Contains(log.String(), "no way") {
+		t.Errorf("%v\n%s", err, log.String())
+	}
+	if _, err := NewClient(ClientOptions{Servers: []string{"ftp://t0ken"}}); err == nil || strings.Contains(err.Error(), "t0ken") {
+		t.Error(err)
+	}
+}
+
 func TestLookupNetIPOneFamilySilent(t *testing.T) {
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/miekg/dns"
@@ -237,6 +238,9 @@ func (s *server) overHTTPS(ctx context.Context, q *dns.Msg, packed []byte) ([]by
 	if err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			s.http.CloseIdleConnections() // perhaps the connection is dead
+		}
+		if ue, ok := errors.AsType[*url.Error](err); ok {
+			err = ue.Err // without the address, which may hold an account's token
 		}
 		return nil, err
 	}

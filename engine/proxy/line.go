@@ -1,11 +1,15 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
 	"net/url"
 	"strings"
 	"unicode"
 )
+
+// errOther is a proxy of a kind that is not for us.
+var errOther = errors.New("the scheme is none of http, https, socks5")
 
 // parseProxy reads one proxy of a list.
 func parseProxy(s, scheme string) (Spec, error) {
@@ -17,6 +21,9 @@ func parseProxy(s, scheme string) (Spec, error) {
 	if isURL {
 		p.Scheme = schemeOf(before)
 		if err := CheckScheme(p.Scheme); err != nil {
+			if len(before) <= 12 && strings.Trim(p.Scheme, "abcdefghijklmnopqrstuvwxyz0123456789+") == "" {
+				err = errOther
+			}
 			return p, err
 		}
 		s = strings.TrimSuffix(rest, "/")

@@ -33,7 +33,7 @@ func (e LineError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.
 //	host:port:user:pass        host:port@user:pass
 //	user:pass:host:port        scheme://any of these, the port left out if it is the scheme's
 //
-// or as columns (CSV, quoted or not, or with tabs or semicolons between): host,
+// or as columns (CSV, quoted or not, or with tabs, semicolons or spaces between): host,
 // port and, if there are any, user and password, in that order or with user and
 // password first, with the scheme before or behind; a first row of names may say
 // what the columns are. The list may come in base64. Addresses of IPv6 stand in
@@ -44,7 +44,8 @@ func (e LineError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.
 //
 // A line that is no proxy is skipped and told of, at most 100 times. It is an
 // error if more lines are none than are: it is another kind of text then, such
-// as a web page. At most 10,000 proxies are read.
+// as a web page. Proxies of other kinds (socks4://, ss://) do not count as such.
+// At most 10,000 proxies are read.
 func ParseList(data []byte, scheme string) (proxies []Spec, skipped []LineError, err error) {
 	if len(data) > MaxListBytes {
 		return nil, nil, fmt.Errorf("larger than %d MiB", MaxListBytes>>20)
@@ -59,7 +60,7 @@ func ParseList(data []byte, scheme string) (proxies []Spec, skipped []LineError,
 	l := lines{scheme: scheme, seen: map[Spec]bool{}}
 	l.read(string(unwrap(data)))
 	switch {
-	case l.good == 0 && l.bad == 0:
+	case l.good == 0 && len(l.skipped) == 0:
 		return nil, nil, errors.New("no proxies: it is empty")
 	case l.good == 0:
 		return nil, l.skipped, fmt.Errorf("no proxies: %w", l.skipped[0])
@@ -101,7 +102,10 @@ func (l *lines) read(text string) {
 		found, err := l.line(line)
 		switch {
 		case err != nil:
-			if l.bad++; len(l.skipped) < maxListErrors {
+			if err != errOther {
+				l.bad++
+			}
+			if len(l.skipped) < maxListErrors {
 				l.skipped = append(l.skipped, LineError{n, err.Error()})
 			}
 			continue
@@ -147,8 +151,10 @@ func (l *lines) line(line string) ([]Spec, error) {
 		if s, ok := fromColumns(pieces, l.scheme); ok {
 			return []Spec{s}, nil
 		}
-	} else {
-		line = pieces[0]
+	} else if line = pieces[0]; strings.ContainsAny(line, " \t") {
+		if s, ok := fromColumns(strings.Fields(line), l.scheme); ok {
+			return []Spec{s}, nil
+		}
 	}
 	s, err := parseProxy(line, l.scheme)
 	return []Spec{s}, err
