@@ -2,6 +2,9 @@
 
 # Where go.dev's archive puts Go; sudo's PATH does not have it.
 export PATH := $(PATH):/usr/local/go/bin
+# Or go build fails wherever git mistrusts the owner of the checkout, as root does
+# with a user's in a container. scripts/version says the version.
+export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false
 
 ifndef VERSION
 VERSION := $(shell scripts/version)
