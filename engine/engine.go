@@ -240,7 +240,7 @@ func (e *Engine) network(c platform.NetChange) {
 	e.names.setNetwork(c)
 	e.names.switched() // what is open leaves by the former network
 	e.ups.flush()
-	if e.m.state == api.Blocked && c.Up {
+	if c.Up && (e.m.state == api.Blocked || e.m.state == api.Off && e.m.want) {
 		e.timer.Reset(0)
 	}
 }
@@ -257,7 +257,7 @@ func (e *Engine) first() {
 		e.cause, e.intent.Upstream = doubt, ""
 	case e.opt.Up || kept.On:
 		e.m.proven = kept.On && kept.Proven
-		e.apply(inUp)
+		e.apply(inKept)
 	}
 }
 

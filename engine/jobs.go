@@ -10,9 +10,12 @@ import (
 
 // Work that takes time, beside Run: starts, stops, and looks at the upstream.
 
-// cure looks whether what holds traffic back has gone.
+// cure looks whether what holds traffic back has gone; from Off, whether a try
+// that failed works now.
 func (e *Engine) cure() {
 	switch {
+	case e.m.state == api.Off:
+		e.apply(inAgain)
 	case e.m.state != api.Blocked || e.job != nil || e.probe != nil:
 	case e.pipe == nil || e.broken:
 		e.start()

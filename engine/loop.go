@@ -51,7 +51,10 @@ func (e *Engine) carryOut(one effects, in input) {
 		e.timer.Stop()
 		e.stop()
 	case start:
-		e.tries = 0
+		e.timer.Stop()
+		if in != inAgain {
+			e.tries = 0
+		}
 		e.ups.wake()
 		e.start()
 	case retry:
@@ -72,6 +75,9 @@ func (e *Engine) cancelLooks() {
 	e.probe, e.sw = nil, nil // who asked for the switch is told by switched
 }
 
+// lastStart is the longest pause between two tries to be on as before.
+const lastStart = 30 * time.Second
+
 // pause is how long to wait before the next look for a cure: at once when the
 // user asks, about a second otherwise (FT-01: no more than one try a second),
 // longer where wrong credentials could lock an account (FT-20).
@@ -80,6 +86,9 @@ func (e *Engine) pause(in input) time.Duration {
 		return 0
 	}
 	e.tries++
+	if in == inStopped { // from Off, where nothing is held: the whole start is tried again
+		return jitter(min(time.Second<<min(e.tries-1, 5), lastStart))
+	}
 	d := time.Second
 	if e.cause != nil && e.cause.Code == api.ErrAuth {
 		d = 5 * time.Second

@@ -29,6 +29,9 @@ type machine struct {
 	// locked: what was kept leaves in doubt what the user wants, so nobody but
 	// the user may open.
 	locked bool
+	// alone: the try under way is the kept intent's, or --up's: nobody waits for
+	// what comes of it, so it is made again until it works.
+	alone bool
 	// ending: the service ends; nobody is obeyed any more.
 	ending bool
 }
@@ -37,7 +40,9 @@ type machine struct {
 type input uint8
 
 const (
-	inUp        input = iota + 1 // the user (or the kept intent) wants On
+	inUp        input = iota + 1 // the user wants On
+	inKept                       // the service starts, and is to be On as it was, or by --up
+	inAgain                      // a try that failed before the first success is made again
 	inDown                       // the user wants Off
 	inStarted                    // the pipeline runs and the upstream has answered
 	inFailed                     // the start failed, or a running pipeline broke
@@ -65,7 +70,7 @@ const (
 	save                       // keep the intent
 	stop                       // take the pipeline down and restore the machine
 	start                      // bring the pipeline up (restoring first what is left of an old one)
-	retry                      // look again for a cure, with a pause
+	retry                      // look for a cure, or try again, after a pause
 	end                        // Run is over
 	noMore                     // how many there are, as a bit
 )
@@ -74,14 +79,21 @@ const (
 // nothing in a state (late answers of abandoned work) leave it as it is.
 func next(m machine, in input) (machine, effects) {
 	switch in {
-	case inUp, inDown:
+	case inUp, inDown, inKept:
 		if m.ending {
 			return m, 0
 		}
-		if in == inUp {
-			return up(m)
+		m.alone = in == inKept
+		if in == inDown {
+			return down(m)
 		}
-		return down(m)
+		return up(m)
+
+	case inAgain:
+		if m.state == api.Off && m.want && !m.proven {
+			m.state = api.Starting
+			return m, start
+		}
 
 	case inEnd:
 		m.ending = true
@@ -107,6 +119,9 @@ func next(m machine, in input) (machine, effects) {
 
 	case inFailed:
 		switch {
+		case m.state == api.Starting && !m.proven && m.alone:
+			m.state = api.Stopping
+			return m, stop
 		case m.state == api.Starting && !m.proven:
 			m.state, m.want = api.Stopping, false
 			return m, forget | save | stop
@@ -169,6 +184,9 @@ func stopped(m machine) (machine, effects) {
 	case m.ending:
 		m.state = api.Off
 		return m, let | end
+	case m.want && m.alone:
+		m.state = api.Off
+		return m, let | retry
 	case m.want: // asked for again while stopping
 		m.state = api.Starting
 		return m, let | start

@@ -11,8 +11,8 @@ var allStates = []api.State{api.Off, api.Starting, api.On, api.Stopping, api.Blo
 // every calls f with each machine and input that can be.
 func every(f func(m machine, in input)) {
 	for _, s := range allStates {
-		for bits := range 16 {
-			m := machine{state: s, want: bits&1 != 0, proven: bits&2 != 0, locked: bits&4 != 0, ending: bits&8 != 0}
+		for bits := range 32 {
+			m := machine{state: s, want: bits&1 != 0, proven: bits&2 != 0, locked: bits&4 != 0, ending: bits&8 != 0, alone: bits&16 != 0}
 			if m.ending && m.state != api.Stopping {
 				continue // a service that ends is Stopping until it is Off, and over
 			}
@@ -58,6 +58,9 @@ func TestNextKeepsItsPromises(t *testing.T) {
 		}
 		if in == inDown && n.state != api.Stopping {
 			bad("does not obey down")
+		}
+		if n.state == api.Off && !n.ending && n.want && m.state == api.Stopping && !has(retry) {
+			bad("is Off, wanted On, and does not try again")
 		}
 		if has(start) && has(stop) {
 			bad("starts and stops at once")

@@ -23,12 +23,13 @@ type snapshot struct {
 	dns     api.DNS
 	hurdle  error // see Engine
 	left    error // see Engine
+	again   bool  // Off, but a try that failed is made again
 }
 
 // publish makes Run's state visible, and tells the watchers if it has changed.
 func (e *Engine) publish() {
 	s := &snapshot{state: e.m.state, up: e.ups.current(), since: time.Now().UTC(), cause: e.cause,
-		hurdle: e.hurdle, left: e.left}
+		hurdle: e.hurdle, left: e.left, again: e.m.state == api.Off && e.m.want}
 	if p := e.pipe; p != nil {
 		if p.dev != nil {
 			s.tun = api.TUN{Name: p.name, Path: p.stack.Path(), Carrier: p.carrier(), MTU: p.mtu}
@@ -140,6 +141,9 @@ func (e *Engine) warnings(s *snapshot) []string {
 	all = append(all, e.ups.listWarnings()...)
 	if s.warning != "" {
 		all = append(all, s.warning)
+	}
+	if s.again {
+		all = append(all, "it is to be on, and tries again by itself; to give up: `atlantic down`")
 	}
 	if s.hurdle != nil {
 		all = append(all, "traffic cannot be taken in: "+s.hurdle.Error())

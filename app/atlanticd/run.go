@@ -82,7 +82,7 @@ func run(ctx context.Context, o runOptions, stdout io.Writer) (err error) {
 	serving, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer hangUp()
 	var wait sync.WaitGroup
-	wait.Go(func() { tell(ctx, eng, stdout, programs(o.socket).Atlantic(), o.up) })
+	wait.Go(func() { tell(ctx, eng, stdout, programs(o.socket), o.up) })
 	wait.Go(func() {
 		if err := apiserver.New(eng, apiserver.Options{Log: log}).Serve(serving, sock); err != nil && serving.Err() == nil {
 			log.Error("local API", "err", err)
@@ -162,8 +162,8 @@ func programs(socket string) hint.Programs {
 // tell prints, for whoever runs the service in a terminal, what it has done and
 // how to steer it, once for each state it enters. Being off is no news before
 // the first start and at the end.
-func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, starts bool) {
-	last := api.Status{}
+func tell(ctx context.Context, eng *engine.Engine, w io.Writer, p hint.Programs, starts bool) {
+	last, said := api.Status{}, ""
 	ending := func() bool { // that it has ended is said at the end
 		select {
 		case <-eng.Done():
@@ -178,8 +178,9 @@ func tell(ctx context.Context, eng *engine.Engine, w io.Writer, steer string, st
 		}
 		news := st.State != api.Off || st.Cause != "" || !ending() && !(starts && last.State == "")
 		last = st
-		if news {
-			fmt.Fprint(w, summary(st, steer))
+		if text := p.In(summary(st, p.Atlantic())); news && text != said && text != "" {
+			fmt.Fprint(w, text)
+			said = text
 		}
 	}
 	events := eng.Watch(ctx)
@@ -202,20 +203,20 @@ func summary(st api.Status, steer string) string {
 		if st.Proxy != "" {
 			s += fmt.Sprintf("  local proxy %s, HTTP and SOCKS5, through %s\n", st.Proxy, upstreamText(st))
 		}
-		for _, warn := range st.Warnings {
-			s += "  note        " + warn + "\n"
-		}
-		return s + fmt.Sprintf("  steer it    %s status · %s use NAME · %s down\n  end it      Ctrl-C, which undoes everything\n", steer, steer, steer)
+		return s + notes(st) + fmt.Sprintf("  steer it    %s status · %s use NAME · %s down\n  end it      Ctrl-C, which undoes everything\n", steer, steer, steer)
 	case api.Off:
-		return "AtlanticProxy is off; " + st.Protect.Effect + ".\n" + why(st) + fmt.Sprintf("  turn it on  %s up\n", steer)
+		return "AtlanticProxy is off; " + st.Protect.Effect + ".\n" + why(st) + notes(st) + fmt.Sprintf("  turn it on  %s up\n", steer)
 	case api.Blocked:
-		s := "AtlanticProxy is blocked; " + st.Protect.Effect + ".\n" + why(st)
-		for _, warn := range st.Warnings {
-			s += "  note        " + warn + "\n"
-		}
-		return s + fmt.Sprintf("  give up     %s down\n", steer)
+		return "AtlanticProxy is blocked; " + st.Protect.Effect + ".\n" + why(st) + notes(st) + fmt.Sprintf("  give up     %s down\n", steer)
 	}
 	return ""
+}
+
+func notes(st api.Status) (s string) {
+	for _, warn := range st.Warnings {
+		s += "  note        " + warn + "\n"
+	}
+	return s
 }
 
 // why is what went wrong, if anything did, and what to do.
