@@ -14,6 +14,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
 	"github.com/atlanticproxy/atlanticproxy/engine/config"
 	"github.com/atlanticproxy/atlanticproxy/platform/localsock"
+	"github.com/atlanticproxy/atlanticproxy/platform/paths"
 )
 
 // usageError is a command line that makes no sense.
@@ -149,7 +150,7 @@ func explain(err error) failure {
 	case errors.As(err, &usage):
 		return failure{exitUsage, usage.msg, "see: atlantic --help"}
 	case errors.Is(err, client.ErrAbsent):
-		return failure{exitAbsent, err.Error(), "start it: sudo atlantic service start   (or, just once: sudo atlanticd run)"}
+		return absent(err, paths.Config())
 	case errors.As(err, &foreign):
 		return failure{exitPermission, foreign.Error(), "stop that program, or say which socket is the service's: --socket PATH"}
 	case errors.As(err, &refused):
@@ -168,6 +169,18 @@ func explain(err error) failure {
 		return failure{exitError, "the service does not answer", lookAtLog}
 	}
 	return failure{exitError, err.Error(), ""}
+}
+
+// absent is a service that does not answer. If its configuration is wrong, that
+// is the likely cause, and this program can tell as well as the service's log.
+func absent(err error, path string) failure {
+	f := failure{exitAbsent, err.Error(), "start it: sudo atlantic service start   (or, just once: sudo atlanticd run)"}
+	_, wrong := config.Load(path)
+	if file := (*config.Error)(nil); errors.As(wrong, &file) {
+		f.msg += "\nits configuration is wrong: " + fileError(file, wrong)
+		f.hint = "mend that; then " + f.hint
+	}
+	return f
 }
 
 // fileError says where in the file something is wrong, and shows the line. The

@@ -17,6 +17,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/app/client"
 	unit "github.com/atlanticproxy/atlanticproxy/assets/service"
 	"github.com/atlanticproxy/atlanticproxy/engine/api"
+	"github.com/atlanticproxy/atlanticproxy/platform/paths"
 )
 
 // packagedUnit is there if the .deb or .rpm brought the service.
@@ -166,8 +167,9 @@ func (a *app) start(ctx context.Context, s service.Service) error {
 		}
 		select {
 		case <-ctx.Done():
-			return &failure{exitAbsent, "the service was started but does not answer: " + err.Error(),
-				lookAtLog}
+			f := absent(fmt.Errorf("the service was started but does not answer: %w", err), paths.Config())
+			f.hint = lookAtLog
+			return &f
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
