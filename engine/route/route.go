@@ -12,7 +12,10 @@
 // dead target looks dead: the app sees a refusal, never silence. Where the
 // upstream carries early data the order is turned round, which saves a round
 // trip: the app is accepted, its first bytes leave together with the request
-// to the proxy, and a dead target looks like a connection that was reset.
+// to the proxy, and a dead target looks like a connection that was reset. Not so
+// for the local proxy: SOCKS5 and CONNECT promise a connection by their answer,
+// and an app that waits for it gets a true one, a round trip later. What an app
+// has said without waiting (flow.Spoken) leaves early all the same.
 //
 // Where both ends of a stream are kernel sockets the bytes are spliced; see
 // relay.go. Counters are lock-free and live while a flow runs.

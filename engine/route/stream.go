@@ -42,10 +42,13 @@ type legs struct{ app, up flow.StreamConn }
 
 // setUp connects app and target; on failure it has refused or reset the app.
 func (h *Handler) setUp(ctx context.Context, l *live, p flow.Pending) legs {
-	if l.u.WantsEarly(l.flow.Target) && !h.talkers.has(l.flow.Target) {
+	var first []byte
+	if s, ok := p.(flow.Spoken); ok {
+		first = s.Spoken()
+	} else if l.u.WantsEarly(l.flow.Target) && !h.talkers.has(l.flow.Target) {
 		return h.acceptFirst(ctx, l, p)
 	}
-	up, err := h.dial(ctx, l, nil)
+	up, err := h.dial(ctx, l, first)
 	if err != nil {
 		p.Reject(reasonOf(err))
 		return legs{}
@@ -56,6 +59,7 @@ func (h *Handler) setUp(ctx context.Context, l *live, p flow.Pending) legs {
 		h.opts.Log.Debug("app went away before its flow was set up", "flow", l.flow.ID, "error", err)
 		return legs{}
 	}
+	l.countUp(len(first))
 	return legs{app, up}
 }
 
