@@ -72,7 +72,7 @@ func (s *server) serveSOCKS5(ctx context.Context, app *client) {
 			app.refuse(socksReply(replyBadCommand, netip.AddrPort{}))
 			return
 		}
-		s.serveAssociation(ctx, app)
+		s.serveAssociation(ctx, app, to)
 	default: // BIND, or nothing we know
 		app.refuse(socksReply(replyBadCommand, netip.AddrPort{}))
 	}

@@ -17,8 +17,8 @@ import (
 // serveAssociation carries a UDP ASSOCIATE (RFC 1928 section 7): a relay socket
 // that lives as long as the TCP connection the app asked on. One flow takes all
 // its datagrams; when the Handler ends that flow, the next datagram opens
-// another.
-func (s *server) serveAssociation(ctx context.Context, app *client) {
+// another. from is where the app says that it will send them from.
+func (s *server) serveAssociation(ctx context.Context, app *client, from socksAddr) {
 	defer app.Close()
 	local := flow.AddrPortOf(app.LocalAddr())
 	lc := net.ListenConfig{Control: onLoopback}
@@ -43,7 +43,12 @@ func (s *server) serveAssociation(ctx context.Context, app *client) {
 	defer control.Wait()
 	defer app.Close()
 
-	a := &association{relay: relay, host: app.addr().Addr(), buf: make([]byte, 65535)}
+	a := &association{relay: relay, control: app, host: app.addr().Addr(), buf: make([]byte, 65535)}
+	// Zeros are for an app that does not know, and another host's address, from
+	// where it cannot send here, for one that gives its target's.
+	if ip, err := netip.ParseAddr(from.host); err == nil && (ip.IsUnspecified() || ip == a.host) {
+		a.port = from.port
+	}
 	for {
 		payload, to, err := a.receive()
 		if err != nil {
@@ -68,12 +73,14 @@ func targetOf(to net.Addr) (flow.Target, error) {
 
 // association is the relay socket of one app.
 type association struct {
-	relay *net.UDPConn
-	host  netip.Addr // the app's; datagrams from elsewhere are dropped
-	buf   []byte     // used by the one receiver at a time
+	relay   *net.UDPConn
+	control *client    // the connection that it was asked on
+	host    netip.Addr // the app's; datagrams from elsewhere are dropped
+	port    uint16     // the app's, 0 if it has not said
+	buf     []byte     // used by the one receiver at a time
 
 	mu   sync.Mutex
-	from netip.AddrPort // the app's socket, learnt from the first datagram; guarded by mu
+	from netip.AddrPort // the app's socket, learnt from its first datagram; guarded by mu
 }
 
 func (a *association) app() netip.AddrPort {
@@ -86,10 +93,21 @@ func (a *association) app() netip.AddrPort {
 func (a *association) belongs(src netip.AddrPort) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.from.IsValid() && src.Addr() == a.host {
+	if !a.from.IsValid() && src.Addr() == a.host && (a.port == 0 || src.Port() == a.port) && a.sameUser(src) {
 		a.from = src
 	}
 	return src == a.from
+}
+
+// sameUser reports whether the socket src is of the user who has asked for the
+// association: any program of this machine can send to the relay.
+func (a *association) sameUser(src netip.AddrPort) bool {
+	user := a.control.s.opts.User
+	if user == nil {
+		return true
+	}
+	uid, ok := user(flow.UDP, src, flow.AddrPortOf(a.relay.LocalAddr()))
+	return ok && a.control.owner() == owner{uid: uid, known: true}
 }
 
 // receive returns the next datagram and its destination, *net.UDPAddr or

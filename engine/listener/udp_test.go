@@ -15,13 +15,26 @@ import (
 // associate asks for a UDP association and returns its two sockets.
 func associate(t *testing.T, proxy string) (control net.Conn, app *net.UDPConn) {
 	t.Helper()
+	control, relay := associateFrom(t, proxy, "\x00\x00\x00\x00\x00\x00")
+	app, err := net.DialUDP("udp", nil, relay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { app.Close() })
+	app.SetDeadline(time.Now().Add(5 * time.Second))
+	return control, app
+}
+
+// associateFrom asks for one for datagrams from an IPv4 address and port.
+func associateFrom(t *testing.T, proxy, from string) (control net.Conn, relay *net.UDPAddr) {
+	t.Helper()
 	control, err := net.Dial("tcp", proxy)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { control.Close() })
 	control.SetDeadline(time.Now().Add(5 * time.Second))
-	control.Write([]byte("\x05\x01\x00\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+	io.WriteString(control, "\x05\x01\x00\x05\x03\x00\x01"+from)
 	answer := make([]byte, 2+10)
 	if _, err := io.ReadFull(control, answer); err != nil {
 		t.Fatal(err)
@@ -30,13 +43,62 @@ func associate(t *testing.T, proxy string) (control net.Conn, app *net.UDPConn) 
 	if err != nil || answer[3] != replySucceeded || bound.host != "127.0.0.1" || bound.port == 0 {
 		t.Fatalf("reply %x, %v", answer, err)
 	}
-	app, err = net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(bound.host), Port: int(bound.port)})
+	return control, &net.UDPAddr{IP: net.ParseIP(bound.host), Port: int(bound.port)}
+}
+
+const toEcho = "\x00\x00\x00\x01\x7f\x00\x00\x01\x00\x35"
+
+// TestAssociationIsItsAskers: a datagram of another user, or from another port
+// than the app has named, does not take an association, though it comes first.
+func TestAssociationIsItsAskers(t *testing.T) {
+	proxy := startWith(t, Options{Handler: &direct{}, User: owners(t)})
+	echo := func(c net.Conn, payload string, want bool) {
+		t.Helper()
+		io.WriteString(c, toEcho+payload)
+		limit := 10 * time.Second
+		if !want {
+			limit = 50 * time.Millisecond // the kernel has it at once
+		}
+		c.SetReadDeadline(time.Now().Add(limit))
+		b := make([]byte, 100)
+		if n, err := c.Read(b); want != (err == nil) || want && string(b[:n]) != toEcho+payload {
+			t.Errorf("%s: %q, %v", payload, b[:n], err)
+		}
+	}
+	_, relay := associateFrom(t, proxy, "\x00\x00\x00\x00\x00\x00")
+	app, err := net.DialUDP("udp", nil, relay)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { app.Close() })
-	app.SetDeadline(time.Now().Add(5 * time.Second))
-	return control, app
+	defer app.Close()
+	echo(dialAs(t, 65534, "udp", relay.String()), "another user's", false)
+	gone := dialAs(t, 65534, "udp", relay.String())
+	io.WriteString(gone, toEcho+"nobody's any more")
+	gone.Close()
+	echo(app, "the app's", true)
+
+	for _, address := range []string{"\x00\x00\x00\x00", "\x7f\x00\x00\x01", "\x08\x08\x08\x08"} {
+		app, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := app.LocalAddr().(*net.UDPAddr).Port
+		app.Close()
+		_, relay := associateFrom(t, proxy, address+string([]byte{byte(port >> 8), byte(port)}))
+		other, err := net.DialUDP("udp", nil, relay)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		named := address != "\x08\x08\x08\x08" // the target's address tells nothing of the app
+		echo(other, "from another port", !named)
+		app, err = net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}, relay)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer app.Close()
+		echo(app, "from its port", named)
+	}
 }
 
 func TestUDPAssociation(t *testing.T) {
