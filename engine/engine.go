@@ -148,6 +148,7 @@ func New(opt Options) (*Engine, error) {
 		DNS:     e.dns,
 		Blocked: e.held.Load,
 		Process: processOf(opt.Host),
+		Owner:   ownerOf(opt.Host),
 		Observe: e.observe,
 		Log:     opt.Log,
 	})

@@ -106,6 +106,9 @@ type Flow struct {
 	Src     netip.AddrPort // the app's end
 	// Dst is the destination as the app saw it (it may be a fake address).
 	Dst netip.AddrPort
+	// Door is the address of ours that an app of the local proxy has connected,
+	// or sends its datagrams, to; invalid by the TUN, where that is Dst.
+	Door netip.AddrPort
 	// Target is where it leads. For UDP it is the first datagram's destination;
 	// later datagrams of the same socket may go elsewhere.
 	Target Target
@@ -202,6 +205,7 @@ const (
 type Verdict struct {
 	Kind     VerdictKind
 	Upstream string // the upstream's name if Kind is Via
+	Named    bool   // that rule names the target, by domain or cidr
 	Rule     string // which rule decided, for people: "rule 3: domain_suffix example.com", "default"
 }
 

@@ -27,7 +27,7 @@ func (s *server) serveConnect(ctx context.Context, app *client, r *request) {
 		return
 	}
 	p := &connectPending{app: app, target: t}
-	s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.HTTP, app.addr(), t), p)
+	s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.HTTP, app.addr(), app.door(), t), p)
 	p.Reject(flow.Unreachable) // no effect, unless the Handler forgot
 }
 

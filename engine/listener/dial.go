@@ -15,13 +15,13 @@ import (
 // any other, whose app is ourselves. said is what the app has said already; it
 // has left if sent is true. The Handler gets ctx; gone is closed when nobody
 // wants the connection any more.
-func (s *server) dial(ctx context.Context, gone <-chan struct{}, src netip.AddrPort, t flow.Target, said []byte) (conn *pipe, sent bool, err error) {
+func (s *server) dial(ctx context.Context, gone <-chan struct{}, src, door netip.AddrPort, t flow.Target, said []byte) (conn *pipe, sent bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, false, err // stopping: open no more flows
 	}
 	p := &dialPending{target: t, said: said, answer: make(chan dialed), gone: gone}
 	s.running.Go(func() {
-		s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.HTTP, src, t), p)
+		s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.HTTP, src, door, t), p)
 		p.Reject(flow.Unreachable) // no effect, unless the Handler forgot
 	})
 	select {

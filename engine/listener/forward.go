@@ -54,7 +54,7 @@ func (c *appConn) exchange(ctx context.Context, whole bool) error {
 		sent := false
 		if t == nil {
 			of := c.s.targets.now()
-			conn, left, err := c.s.dial(ctx, c.gone, c.addr(), c.to, c.out)
+			conn, left, err := c.s.dial(ctx, c.gone, c.addr(), c.door(), c.to, c.out)
 			if err != nil {
 				return err
 			}
@@ -296,7 +296,7 @@ func (c *appConn) awaitLeave() {
 	done := c.done
 	c.mu.Unlock()
 	for c.s.opts.User != nil && !done {
-		if _, there := c.s.opts.User(flow.TCP, c.addr(), flow.AddrPortOf(c.LocalAddr())); !there {
+		if _, there := c.s.opts.User(flow.TCP, c.addr(), c.door()); !there {
 			c.leave(errAppGone)
 			return
 		}

@@ -121,12 +121,11 @@ func (c *appConn) sharer() sharer {
 	if !c.asked {
 		c.asked = true
 		o := &c.s.opts
-		local := flow.AddrPortOf(c.LocalAddr())
 		if o.App != nil {
-			c.who.app = o.App(c.addr(), local)
+			c.who.app = o.App(c.addr(), c.door())
 		}
 		if o.User != nil {
-			user, ok := o.User(flow.TCP, c.addr(), local)
+			user, ok := o.User(flow.TCP, c.addr(), c.door())
 			if c.who.user = user; !ok {
 				c.who.alone = c
 			}

@@ -257,13 +257,16 @@ func (c *client) said() { c.place.Leave() }
 // owner is whose connection it is.
 func (c *client) owner() (o owner) {
 	if user := c.s.opts.User; user != nil {
-		o.uid, o.known = user(flow.TCP, c.addr(), flow.AddrPortOf(c.LocalAddr()))
+		o.uid, o.known = user(flow.TCP, c.addr(), c.door())
 	}
 	return o
 }
 
 // addr is the app's end.
 func (c *client) addr() netip.AddrPort { return flow.AddrPortOf(c.RemoteAddr()) }
+
+// door is ours.
+func (c *client) door() netip.AddrPort { return flow.AddrPortOf(c.LocalAddr()) }
 
 // rest ends the handshake: it returns the bytes that were read beyond it, and
 // gives the buffer back, which is not for idle flows to hold.
@@ -364,8 +367,8 @@ func newTarget(host string, port uint16) (flow.Target, error) {
 	return flow.Target{Name: name, Addr: addr, Port: port}, err
 }
 
-func newFlow(n flow.Network, in flow.Inbound, src netip.AddrPort, t flow.Target) flow.Flow {
-	f := flow.Flow{ID: flow.NextID(), Network: n, Inbound: in, Src: src, Target: t, Start: time.Now()}
+func newFlow(n flow.Network, in flow.Inbound, src, door netip.AddrPort, t flow.Target) flow.Flow {
+	f := flow.Flow{ID: flow.NextID(), Network: n, Inbound: in, Src: src, Door: door, Target: t, Start: time.Now()}
 	if t.Addr.IsValid() {
 		f.Dst = t.AddrPort()
 	}

@@ -65,7 +65,7 @@ func (s *server) serveSOCKS5(ctx context.Context, app *client) {
 		}
 		app.said()
 		p := &socksPending{app: app}
-		s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.SOCKS5, app.addr(), t), p)
+		s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.SOCKS5, app.addr(), app.door(), t), p)
 		p.Reject(flow.Unreachable) // no effect, unless the Handler forgot
 	case cmdAssociate:
 		if s.opts.CarriesUDP != nil && !s.opts.CarriesUDP(ctx) {

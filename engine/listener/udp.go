@@ -56,7 +56,7 @@ func (s *server) serveAssociation(ctx context.Context, app *client, from socksAd
 		}
 		t, _ := targetOf(to)
 		p := &socksPackets{association: a, first: append([]byte(nil), payload...), firstTo: to}
-		s.opts.Handler.HandlePackets(ctx, newFlow(flow.UDP, flow.SOCKS5, a.app(), t), p)
+		s.opts.Handler.HandlePackets(ctx, newFlow(flow.UDP, flow.SOCKS5, a.app(), flow.AddrPortOf(relay.LocalAddr()), t), p)
 		p.Close()
 		relay.SetReadDeadline(time.Time{})
 	}

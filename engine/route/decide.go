@@ -12,7 +12,7 @@ import (
 
 // Where a flow goes. There is one decision, for flows and for who asks about them:
 //
-//	decide  ─► known ─► Blocked? ─► which program? ─┐
+//	decide  ─► known ─► Blocked? ─► which program? ─┐       ┌─► guard: may this app?
 //	Explain ─► known ───────────────────────────────┴─► judge
 
 // decision is where a flow goes, or why it does not.
@@ -44,6 +44,7 @@ func (h *Handler) decide(f flow.Flow, t flow.Target) decision {
 		q.Process = d.process
 	}
 	h.judge(&d, q)
+	h.guard(f, &d)
 	d.took = time.Since(begin)
 	return d
 }

@@ -55,7 +55,11 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 	var tr upstream.Trace
 	var conn net.PacketConn
 	var err error
-	aside(func() { conn, err = packets.DialPackets(upstream.WithTrace(ctx, &tr), e.d.target) })
+	dial := upstream.WithTrace(ctx, &tr)
+	if e.d.u.Spec().Scheme == "direct" {
+		dial = upstream.WithGuard(dial, s.h.guardOf(s.flow))
+	}
+	aside(func() { conn, err = packets.DialPackets(dial, e.d.target) })
 	s.h.outcome(ctx, e.d.u, e.d.target.Host(), err)
 	if err != nil {
 		if !e.told {

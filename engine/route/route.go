@@ -59,6 +59,9 @@ type Options struct {
 	DNS     flow.Handler                                         // gets flows to port 53 that came by the TUN; may be nil
 	Blocked func() bool                                          // true: everything but DNS is refused; may be nil
 	Process func(network string, src, dst netip.AddrPort) string // path of the program that owns a socket; may be nil
+	// Owner tells whose a socket is, as platform.Owners does; nil if the system
+	// cannot: then all apps have the service's rights.
+	Owner func(network string, local, remote netip.AddrPort) (uid uint32, ok bool)
 	// Observe is told the outcome of each dial, err nil on success. It must not
 	// block. It is not called for dials that the app or we gave up. May be nil.
 	Observe func(u *upstream.Upstream, err error)

@@ -93,6 +93,9 @@ func (h *Handler) dial(ctx context.Context, l *live, first []byte) (flow.StreamC
 	if l.process != "" {
 		ctx = upstream.WithApp(ctx, l.process)
 	}
+	if l.guarded && l.flow.Target.Name != "" {
+		ctx = upstream.WithGuard(ctx, h.guardOf(l.flow))
+	}
 	c, err := l.u.DialStream(ctx, l.flow.Target, first)
 	l.trace.Store(&tr)
 	h.outcome(ctx, l.u, l.flow.Target.Host(), err)

@@ -31,6 +31,7 @@ type live struct {
 	rule      string
 	process   string
 	rules     time.Duration
+	guarded   bool     // see mayReach
 	sum       *traffic // the handler's totals it counts towards
 	cancel    context.CancelFunc
 	bytes     traffic
@@ -45,7 +46,7 @@ type live struct {
 // track puts a flow into the table; the caller deletes it.
 func (h *Handler) track(f flow.Flow, d decision, cancel context.CancelFunc) *live {
 	f.Target = d.target
-	l := &live{flow: f, u: d.u, rule: d.verdict.Rule, process: d.process, rules: d.took, cancel: cancel}
+	l := &live{flow: f, u: d.u, guarded: d.guarded(), rule: d.verdict.Rule, process: d.process, rules: d.took, cancel: cancel}
 	if d.u != nil {
 		l.via = d.u.Spec().Name
 		l.sum = h.sumOf(d.u)

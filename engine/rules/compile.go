@@ -93,6 +93,7 @@ func (b *builder) add(i int, r *Rule) error {
 	if !byName && !byNet && !byProcess && !byPort {
 		return &Error{Rule: number, Err: errors.New("has no condition: give domain, domain_suffix, cidr, port or process")}
 	}
+	c.named = byName || len(nets) > 0
 	if !byNet && len(nets) > 0 {
 		c.nets = members(nets)
 	}

@@ -77,6 +77,7 @@ type candidate struct {
 // is indexed by.
 type compiled struct {
 	kind     flow.VerdictKind
+	named    bool // by domain or cidr
 	upstream string
 	nets     *prefixIndex // nil: no condition
 	process  map[string]struct{}
@@ -127,7 +128,7 @@ func (s *Set) Match(q Query) flow.Verdict {
 		return flow.Verdict{Rule: "default"}
 	}
 	r := &s.rules[m.best]
-	return flow.Verdict{Kind: r.kind, Upstream: r.upstream, Rule: m.text}
+	return flow.Verdict{Kind: r.kind, Upstream: r.upstream, Named: r.named, Rule: m.text}
 }
 
 // match is one run of Match: the best rule so far.

@@ -41,5 +41,12 @@ func (d *direct) dial(ctx context.Context, t flow.Target) (*net.TCPConn, error) 
 	if t.Addr.IsValid() {
 		return d.net.dialAddrs(ctx, []netip.Addr{t.Addr}, t.Port)
 	}
-	return d.net.dialHost(ctx, t.Name, t.Port)
+	addrs, err := d.net.resolve(ctx, t.Name)
+	if err == nil {
+		addrs, err = guardOf(ctx).admit(addrs, t.Port)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d.net.dialAddrs(ctx, addrs, t.Port)
 }

@@ -23,7 +23,7 @@ func (d *direct) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn
 	if err != nil {
 		return nil, directFault(fmt.Errorf("open UDP socket: %w", err))
 	}
-	c := &directPackets{UDPConn: pc.(*net.UDPConn), dialer: d}
+	c := &directPackets{UDPConn: pc.(*net.UDPConn), dialer: d, guard: guardOf(ctx)}
 	if c.raw, err = c.SyscallConn(); err != nil {
 		_ = c.Close()
 		return nil, directFault(fmt.Errorf("open UDP socket: %w", err))
@@ -49,6 +49,7 @@ type directPackets struct {
 	raw    syscall.RawConn
 	v6     bool // takes IPv6 addresses, and IPv4 ones mapped
 	dialer *direct
+	guard  Guard       // of names; nil admits all
 	alone  atomic.Bool // the kernel does not cut messages into datagrams
 
 	resolving sync.Mutex // datagrams to the same name wait for one lookup
@@ -64,7 +65,7 @@ func (c *directPackets) WriteTo(p []byte, to net.Addr) (int, error) {
 		ap := to.AddrPort()
 		return c.WriteToUDPAddrPort(p, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 	case NameAddr:
-		addr, err := c.lookup(to.Name)
+		addr, err := c.lookup(to.Name, to.Port)
 		if err != nil {
 			return 0, err
 		}
@@ -82,13 +83,16 @@ func (c *directPackets) ReadFrom(p []byte) (int, net.Addr, error) {
 	return n, net.UDPAddrFromAddrPort(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())), nil
 }
 
-func (c *directPackets) lookup(name string) (netip.Addr, error) {
+func (c *directPackets) lookup(name string, port uint16) (netip.Addr, error) {
 	c.resolving.Lock()
 	defer c.resolving.Unlock()
 	if a, ok := c.known(name); ok {
 		return a, nil
 	}
 	addrs, err := c.dialer.net.resolve(context.Background(), name)
+	if err == nil {
+		addrs, err = c.guard.admit(addrs, port)
+	}
 	if err != nil {
 		return netip.Addr{}, directFault(err)
 	}

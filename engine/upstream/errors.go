@@ -171,6 +171,9 @@ func isTimeout(err error) bool {
 // directFault sorts an error of dialling a target without a proxy: it is
 // always the target's.
 func directFault(err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
 	r := flow.Unreachable
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
