@@ -12,8 +12,8 @@ import (
 
 // Where a flow goes. There is one decision, for flows and for who asks about them:
 //
-//	decide  ─► known ─► Blocked? ─► which program? ─┐       ┌─► guard: may this app?
-//	Explain ─► known ───────────────────────────────┴─► judge
+//	decide  ─► known ─► Blocked? ─► which program? ─┬─► judge ( ─► guard: may this app?)
+//	Explain ─► known ───────────────────────────────┘
 
 // decision is where a flow goes, or why it does not.
 type decision struct {
