@@ -126,6 +126,14 @@ func (e *Engine) openTUN(ctx, run context.Context, p *pipeline) error {
 		LAN: cfg.Protect.LAN,
 		DNS: []netip.Addr{p.addr4.Addr().Next(), dnsAddr6},
 	}
+	if taker, ok := e.opt.Host.(platform.LinkDNSTaker); ok && taker.TakesLinkDNS() {
+		l, err := newLinkDNS(e.dns)
+		if err != nil {
+			return err
+		}
+		p.net.LinkDNS = l.port
+		p.goRun(e, run, "dns of the link", l.run)
+	}
 	if err := e.opt.Host.Apply(ctx, p.net); err != nil {
 		return err
 	}

@@ -95,6 +95,10 @@ type NetConfig struct {
 	// DNS are the resolver addresses that apps are to use; empty leaves DNS
 	// alone.
 	DNS []netip.Addr
+	// LinkDNS, if not 0, is the port on which somebody listens, at all IPv6
+	// addresses, for queries to link-local resolvers: no route can take those into
+	// the TUN. A Host that can takes them there, and lets nobody else reach it.
+	LinkDNS uint16
 	// Redirect, if not 0, takes TCP connections of this machine that would enter
 	// the TUN to this port of loopback instead (any address of 127.0.0.0/8, or
 	// ::1): all of IPv4, and IPv6 towards Addr6's prefix, but not those to a port
@@ -164,6 +168,9 @@ type Owners interface {
 	// microseconds.
 	Owner(network string, local, remote netip.AddrPort) (uid uint32, ok bool)
 }
+
+// LinkDNSTaker is a Host that heeds NetConfig.LinkDNS, where it says so.
+type LinkDNSTaker interface{ TakesLinkDNS() bool }
 
 // Warner tells what works less well than it could on this machine, in sentences
 // for people, as of the last Apply. A Host may be one.

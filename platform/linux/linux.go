@@ -25,7 +25,9 @@ var (
 	_ platform.Processes = (*Host)(nil)
 	_ platform.Owners    = (*Host)(nil)
 	_ platform.Warner    = (*Host)(nil)
-	_ platform.Captor    = (*Host)(nil)
+
+	_ platform.LinkDNSTaker = (*Host)(nil)
+	_ platform.Captor       = (*Host)(nil)
 )
 
 const lockName = "lock"
@@ -79,6 +81,8 @@ type system struct {
 	fault func()
 	noNFT bool // as if the kernel had no nftables
 	noARP bool // nor a family arp in it
+	// noLinkDNS is set once queries to link-local resolvers could not be taken.
+	noLinkDNS bool
 }
 
 func realSystem() system {

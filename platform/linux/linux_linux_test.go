@@ -73,7 +73,7 @@ func crash(t *testing.T) {
 		kill()
 	}
 	cfg := everything()
-	cfg.LAN, cfg.Redirect = false, 7777
+	cfg.LAN, cfg.Redirect, cfg.LinkDNS = false, 7777, 5399
 	if err := h.Apply(context.Background(), cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -234,6 +234,8 @@ func (h *Host) missing() ([]entry, error) {
 			present, err = chainPresent(redirectChain)
 		case opGate:
 			present, err = chainPresent(gateChain)
+		case opLinkDNS:
+			present, err = chainPresent(linkDNSChain)
 		case opDNS:
 			present, err = h.dnsPresent(*e.Op)
 		}

@@ -24,6 +24,9 @@ func (h *Host) notice(cfg platform.NetConfig, f facts) {
 	if !f.NFT {
 		found = append(found, "the kernel has no nftables: of connections that come in from outside, only TCP keeps its interface; the TUN's address answers neighbours, and what they send for this machine to forward is carried")
 	}
+	if cfg.LinkDNS != 0 && (!f.NFT || h.system.noLinkDNS) {
+		found = append(found, "this kernel cannot take queries to link-local resolvers (fe80::…) to us: they leave by their interface")
+	}
 	if f.More > 0 {
 		found = append(found, fmt.Sprintf("%d routes of other networks are not followed; %d are", f.More, len(f.Others)))
 	}

@@ -45,6 +45,7 @@ const (
 
 	opRedirect opKind = "redirect"
 	opGate     opKind = "gate"
+	opLinkDNS  opKind = "linkdns"
 )
 
 // op is one object of ours in the system. It is stored in the journal as JSON;
@@ -70,6 +71,7 @@ type op struct {
 	Src     netip.Addr   `json:"src,omitzero"`      // route: the preferred source
 	Addrs   []netip.Addr `json:"addrs,omitempty"`   // nft: the TUN's own
 	Uplinks []string     `json:"uplinks,omitempty"` // gate
+	Links   []link       `json:"links,omitempty"`   // linkdns
 	Except  []uint16     `json:"except,omitempty"`  // redirect: destination ports that are left alone
 
 	// sysctl: Was is the value found, "" if it was Value already
@@ -97,6 +99,8 @@ func (o op) String() string {
 		return fmt.Sprintf("nft add table inet %s (tun %s %v)", nftTable, o.Dev, o.Addrs)
 	case opGate:
 		return fmt.Sprintf("nft refuse what is forwarded from %v to dev %s", o.Uplinks, o.Dev)
+	case opLinkDNS:
+		return fmt.Sprintf("nft take queries to link-local resolvers by %v to port %d", o.Links, o.Dport)
 	case opRedirect:
 		return o.redirectString()
 	case opSysctl:
@@ -191,6 +195,7 @@ type facts struct {
 	Loopback6 bool           // and so does loopback
 	LAN       []netip.Prefix // attached private subnets
 	Uplinks   []string       // what others send by these is not forwarded into the TUN
+	Links     []link         // by which a link-local resolver may be asked
 	Others    []op           // routes of other networks
 	More      int            // such routes beyond those
 	NFT       bool           // nftables with conntrack is there
@@ -251,6 +256,9 @@ func plan(cfg platform.NetConfig, f facts) []op {
 			o.To = cfg.Addr6.Masked()
 		}
 		ops = append(ops, o)
+	}
+	if cfg.LinkDNS != 0 && slices.Contains(families, 6) && f.NFT && len(f.Links) > 0 {
+		ops = append(ops, op{Kind: opLinkDNS, Links: f.Links, Dport: cfg.LinkDNS})
 	}
 	if len(cfg.DNS) > 0 && f.DNS != dnsNone {
 		ops = append(ops, op{Kind: opDNS, Backend: f.DNS, Servers: slices.Clone(cfg.DNS), Dev: cfg.TUN})

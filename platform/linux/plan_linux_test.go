@@ -145,6 +145,21 @@ ip -4 rule add pref 5330 fwmark 0 lookup 7891
 ip -4 rule add pref 5331 not iif lo lookup 7891`,
 		},
 		{
+			name: "queries to link-local resolvers", f: facts{
+				IPv6: true, TUN6: true, NFT: true, Links: []link{{"eth0", netip.MustParseAddr("fe80::2")}},
+			},
+			cfg: func(c *platform.NetConfig) { c.LAN, c.DNS, c.Default4, c.LinkDNS = false, nil, false, 5399 },
+			want: `
+nft add table inet atlantic (tun atlantic0 [198.18.0.1 fd61:746c:616e:7469::1])
+ip -6 route add default dev atlantic0 table 7891
+ip -6 rule add pref 5300 fwmark 0x41540000/0xffff0000 lookup main
+ip -6 rule add pref 5301 fwmark 0x41540000/0xffff0000 unreachable
+ip -6 rule add pref 5303 from fd61:746c:616e:7469::1/128 lookup 7891
+ip -6 rule add pref 5330 fwmark 0 lookup 7891
+ip -6 rule add pref 5331 not iif lo lookup 7891
+nft take queries to link-local resolvers by [{eth0 fe80::2}] to port 5399`,
+		},
+		{
 			name: "the tun takes no ipv6",
 			cfg:  func(c *platform.NetConfig) { c.LAN, c.DNS, c.Redirect = false, nil, 7777 },
 			f:    facts{IPv6: true, NFT: true},

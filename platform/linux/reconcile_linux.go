@@ -199,6 +199,8 @@ func (h *Host) do(o op) error {
 		return addRedirect(o)
 	case opGate:
 		return addGate(o)
+	case opLinkDNS:
+		return h.addLinkDNS(o)
 	case opSysctl:
 		return writeSysctl(o.Key, o.Value)
 	case opDNS:
@@ -221,6 +223,8 @@ func (h *Host) undo(o op) error {
 		return emptyChain(redirectChain)
 	case opGate:
 		return emptyChain(gateChain)
+	case opLinkDNS:
+		return errors.Join(emptyChain(linkDNSChain), emptyChain(linkDNSInChain))
 	case opSysctl:
 		return restoreSysctl(o)
 	case opDNS:

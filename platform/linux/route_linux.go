@@ -40,6 +40,11 @@ func (h *Host) gather(cfg platform.NetConfig) (facts, error) {
 		return f, fmt.Errorf("look at the networks of this machine: %w", err)
 	}
 	f.Uplinks, f.Others, f.More = around.uplinks, around.others, around.more
+	if f.Links, err = linkLocals(cfg.TUN); h.system.noLinkDNS {
+		f.Links = nil
+	} else if err != nil {
+		return f, fmt.Errorf("list the link-local addresses: %w", err)
+	}
 	if f.LAN, _, err = attached(cfg.TUN); err != nil {
 		return f, fmt.Errorf("list the attached subnets: %w", err)
 	}
