@@ -4,7 +4,8 @@
 export PATH := $(PATH):/usr/local/go/bin
 # Or go build fails wherever git mistrusts the owner of the checkout, as root does
 # with a user's in a container. scripts/version says the version.
-export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false
+# One -trimpath for all, or the programs, vet and the tests compile everything twice.
+export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false -trimpath
 
 ifndef VERSION
 VERSION := $(shell scripts/version)

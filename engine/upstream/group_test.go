@@ -319,7 +319,8 @@ func TestGroupEarly(t *testing.T) {
 		t.Error("wants early before anything has worked")
 	}
 	get(t, u)
-	if s := told.Load(); u.Early() != EarlyCarries || s == nil || s.Username != "" || s.Port != proxy.Port() {
+	eventually(t, "no verdict", func() bool { return told.Load() != nil })
+	if s := told.Load(); u.Early() != EarlyCarries || s.Username != "" || s.Port != proxy.Port() {
 		t.Fatalf("%v, told of %v", u.Early(), s)
 	}
 	for range 5 {
