@@ -130,6 +130,21 @@ func TestAnotherTunnelTakesEverything(t *testing.T) {
 	warned := func(text string) func() bool {
 		return func() bool { return strings.Contains(strings.Join(h.Warnings(), "\n"), text) }
 	}
+	// An uplink of a container without rights is a tap: no tunnel.
+	runLines(t, `
+ip tuntap add tap0 mode tap
+ip addr add 10.0.2.100/24 dev tap0
+ip link set tap0 up
+ip route replace default via 10.0.2.2 dev tap0`)
+	waitFor(t, "the tap as the uplink", func() bool { return h.Uplink().Interface == "tap0" })
+	h.resync(context.Background())
+	if w := h.Warnings(); len(w) > 0 {
+		t.Errorf("with a tap: %q", w)
+	}
+	runLines(t, `
+ip link del tap0
+ip route add default via 192.168.7.1`)
+
 	runLines(t, `
 ip tuntap add tun9 mode tun
 ip addr add 10.8.0.2/24 dev tun9
@@ -181,4 +196,23 @@ func TestKilledBesideAnotherTunnel(t *testing.T) {
 func withoutResolvConf(s string) string {
 	before, _, _ := strings.Cut(s, "resolv.conf:")
 	return before
+}
+
+// TR-02: strict reverse-path checks of an interface that appears while we are on
+// have to see our mark too, whatever conf/all says.
+func TestStrictInterfaceLater(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	up(t, newMachine(t).open(t))
+	if err := writeSysctl("net/ipv4/conf/default/rp_filter", "1"); err != nil {
+		t.Fatal(err)
+	}
+	runLines(t, `
+ip link add eth1 type veth peer name far1
+ip link set eth1 up`)
+	waitFor(t, "src_valid_mark", func() bool {
+		v, err := readSysctl("net/ipv4/conf/all/src_valid_mark")
+		return err == nil && v == "1"
+	})
 }

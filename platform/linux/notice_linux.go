@@ -74,7 +74,11 @@ func wayTo(to netip.Addr, mark uint32) (netlink.Link, error) {
 	return netlink.LinkByIndex(routes[0].LinkIndex)
 }
 
-// isTunnel tells whether a program or the kernel encloses what leaves by link.
+// isTunnel tells whether a program or the kernel encloses in packets of this
+// machine what leaves by link. (PPPoE and taps do not.)
 func isTunnel(link netlink.Link) bool {
-	return isTUN(link) || slices.Contains([]string{"wireguard", "ppp", "ipip", "sit", "gre", "vti", "xfrm"}, link.Type())
+	if t, ok := link.(*netlink.Tuntap); ok {
+		return t.Mode == netlink.TUNTAP_MODE_TUN
+	}
+	return slices.Contains([]string{"wireguard", "ipip", "sit", "gre", "vti", "xfrm"}, link.Type())
 }
