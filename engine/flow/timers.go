@@ -13,6 +13,10 @@ const (
 	// FirstWait is how long an app that was let in first may take for its first
 	// bytes: apps that speak first do so at once, the others lose no more.
 	FirstWait = time.Millisecond
+	// SniffWithin is how long an app that was let in on port 53 may take to ask
+	// something: clients of DNS ask at once, clients of a server that speaks first
+	// wait so much longer.
+	SniffWithin = 100 * time.Millisecond
 	// SettleWithin is how long a connection that is to be reset may take to
 	// deliver what was written to it before: nginx's lingering_time.
 	SettleWithin = 30 * time.Second

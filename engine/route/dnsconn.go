@@ -2,47 +2,10 @@ package route
 
 import (
 	"context"
-	"errors"
 	"net"
-	"os"
 	"sync/atomic"
 	"time"
-
-	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
-
-// dnsOnly is an app's socket as DNS sees it: datagrams to other ports go to
-// other on the way. Once there was one, the socket lives as long as extend says
-// (which moves the deadline), not only as long as there are queries, and has a
-// buffer that is long enough for any datagram.
-type dnsOnly struct {
-	net.PacketConn
-	other  func(p []byte, to net.Addr)
-	extend func() bool
-	buf    []byte // nil until there was another; used by the one reader
-}
-
-func (c *dnsOnly) ReadFrom(p []byte) (int, net.Addr, error) {
-	for {
-		b := p
-		if c.buf != nil {
-			b = c.buf
-		}
-		n, to, err := c.PacketConn.ReadFrom(b)
-		if c.buf != nil && errors.Is(err, os.ErrDeadlineExceeded) && c.extend() {
-			continue
-		}
-		if err != nil || flow.AddrPortOf(to).Port() == 53 {
-			return copy(p, b[:n]), to, err
-		}
-		if n < len(b) { // else it may have been cut
-			c.other(b[:n], to)
-		}
-		if c.buf == nil {
-			c.buf = make([]byte, datagramBytes)
-		}
-	}
-}
 
 // query is a socket with a single datagram in it. Reading a second one waits
 // until the first is answered, or ten seconds are over.
@@ -80,7 +43,4 @@ func (q *query) SetDeadline(time.Time) error      { return nil }
 func (q *query) SetReadDeadline(time.Time) error  { return nil }
 func (q *query) SetWriteDeadline(time.Time) error { return nil }
 
-var (
-	_ net.PacketConn = (*dnsOnly)(nil)
-	_ net.PacketConn = (*query)(nil)
-)
+var _ net.PacketConn = (*query)(nil)

@@ -36,7 +36,7 @@ const (
 func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.PacketConn) {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{h: h, flow: f, app: app, dests: make(map[netip.AddrPort]*dest)}
-	isDNS := h.isDNS(f.Inbound, f.Dst.Port())
+	isDNS := h.toDNS(f.Inbound, f.Dst.Port()) // the first datagram, at least, may be a query
 	if !isDNS {
 		aside(func() { s.begin(cancel) })
 	}
@@ -47,7 +47,9 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 	}
 	if isDNS {
 		h.opts.DNS.HandlePackets(ctx, f, &dnsOnly{
-			PacketConn: app, other: func(p []byte, to net.Addr) {
+			PacketConn: app, extend: s.extend,
+			isQuery: func(to netip.AddrPort, p []byte) bool { return h.isQuery(f.Inbound, to, p) },
+			other: func(p []byte, to net.Addr) {
 				s.mu.Lock()
 				defer s.mu.Unlock()
 				if s.live == nil {
@@ -56,7 +58,7 @@ func (h *Handler) HandlePackets(ctx context.Context, f flow.Flow, app net.Packet
 					aside(func() { s.begin(cancel) })
 				}
 				s.send(ctx, p, to)
-			}, extend: s.extend,
+			},
 		})
 	} else {
 		s.run(ctx)
@@ -192,7 +194,7 @@ func (s *session) extend() bool {
 func (s *session) send(ctx context.Context, p []byte, to net.Addr) {
 	s.touch()
 	ap := flow.AddrPortOf(to)
-	if s.h.isDNS(s.flow.Inbound, ap.Port()) {
+	if s.h.isQuery(s.flow.Inbound, ap, p) {
 		s.ask(ctx, p, to)
 		return
 	}

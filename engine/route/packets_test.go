@@ -333,8 +333,8 @@ func TestPacketsProcessOnce(t *testing.T) {
 		})
 		a := newAppSocket()
 		carryPackets(t, h, udpFlow(first), a)
-		a.ask(t, "x", flow.UDPAddrOf(first))
-		a.ask(t, "y", flow.UDPAddrOf(first))
+		a.ask(t, lookup(1), flow.UDPAddrOf(first))
+		a.ask(t, lookup(28), flow.UDPAddrOf(first))
 		if n := asked.Load(); n != want {
 			t.Errorf("%v: asked %d times, want %d", first, n, want)
 		}
@@ -349,7 +349,7 @@ func TestPacketsOutliveDNS(t *testing.T) {
 	h := handler(t, func(o *Options) { o.DNS = &dnsFake{idle: 300 * time.Millisecond} })
 	a := newAppSocket()
 	carryPackets(t, h, udpFlow(dns53), a)
-	a.ask(t, "q", flow.UDPAddrOf(dns53))
+	a.ask(t, lookup(1), flow.UDPAddrOf(dns53))
 	a.ask(t, "x", flow.UDPAddrOf(server))
 	time.Sleep(500 * time.Millisecond)
 	select {
@@ -361,7 +361,7 @@ func TestPacketsOutliveDNS(t *testing.T) {
 	if d := a.ask(t, long, flow.UDPAddrOf(server)); d.data != "s:"+long {
 		t.Errorf("%d bytes came back", len(d.data))
 	}
-	if d := a.ask(t, "q", flow.UDPAddrOf(dns53)); d.data != "dns:q" {
+	if d := a.ask(t, lookup(1), flow.UDPAddrOf(dns53)); d.data != "dns:"+lookup(1) {
 		t.Errorf("%+v", d)
 	}
 }

@@ -49,7 +49,7 @@ func (s *session) push(ms []flow.Datagram) (done int) {
 func (s *session) gather(out *[maxPush]flow.Datagram, ms []flow.Datagram) (p *path, n int) {
 	for n < len(ms) && n < maxPush {
 		e := s.open(ms[n].Addr)
-		if e == nil || p != nil && e.path != p {
+		if e == nil || s.h.isQuery(s.flow.Inbound, ms[n].Addr, ms[n].Data) || p != nil && e.path != p {
 			break
 		}
 		p = e.path

@@ -103,7 +103,7 @@ func TestPush(t *testing.T) {
 		t.Errorf("%d of 3 taken", n)
 	}
 	a.expect(t, "s:a", "s:b", "s:c")
-	if n := a.taken(slices.Concat(to(server, "d"), to(dns53, "q"), to(server, "e"))...); n != 1 {
+	if n := a.taken(slices.Concat(to(server, "d"), to(dns53, lookup(1)), to(server, "e"))...); n != 1 {
 		t.Errorf("%d taken before a query", n)
 	}
 	a.expect(t, "s:d")

@@ -173,9 +173,4 @@ func (h *Handler) CarriesUDP(ctx context.Context) bool {
 	})
 }
 
-// isDNS: apps' own queries, to whatever server, are answered by us.
-func (h *Handler) isDNS(in flow.Inbound, port uint16) bool {
-	return h.opts.DNS != nil && in == flow.TUN && port == 53
-}
-
 var _ flow.Handler = (*Handler)(nil)

@@ -11,10 +11,15 @@ import (
 
 // HandleStream implements flow.Handler.
 func (h *Handler) HandleStream(ctx context.Context, f flow.Flow, p flow.Pending) {
-	if h.isDNS(f.Inbound, f.Dst.Port()) {
-		h.opts.DNS.HandleStream(ctx, f, p)
+	if h.toDNS(f.Inbound, f.Dst.Port()) {
+		h.handlePort53(ctx, f, p)
 		return
 	}
+	h.handleStream(ctx, f, p)
+}
+
+// handleStream carries a stream that is a flow.
+func (h *Handler) handleStream(ctx context.Context, f flow.Flow, p flow.Pending) {
 	h.total.Add(1)
 	h.open.Add(1)
 	defer h.open.Add(-1)
