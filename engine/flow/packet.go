@@ -14,6 +14,14 @@ type Refuser interface {
 	Refuse(dst netip.AddrPort)
 }
 
+// RefusalTeller is what a net.PacketConn towards targets may have beside its
+// methods, where it hears that a target refuses datagrams (ICMP port
+// unreachable).
+type RefusalTeller interface {
+	// OnRefused has f called with each such target from now on. f must not block.
+	OnRefused(f func(target netip.AddrPort))
+}
+
 // ReadWaiter is what the net.PacketConn given to Handler.HandlePackets may have
 // beside its methods, where it can be waited for without a buffer: a Handler
 // with thousands of idle sockets needs no memory for what may come.

@@ -74,6 +74,15 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 	p.sender, _ = conn.(flow.BatchSender)
 	p.admit(e, ap)
 	s.paths = append(s.paths, p)
+	if r, ok := conn.(flow.RefusalTeller); ok {
+		if app, ok := s.app.(flow.Refuser); ok {
+			r.OnRefused(func(target netip.AddrPort) {
+				for _, m := range p.translate([]flow.Datagram{{Addr: target}}) {
+					app.Refuse(m.Addr)
+				}
+			})
+		}
+	}
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()

@@ -49,6 +49,8 @@ type sendBatch struct {
 	size      int // of its datagrams; 0 if no more may join it
 	to        netip.AddrPort
 
+	refused bool // the kernel has told of one
+
 	sent  int
 	errno syscall.Errno
 	call  func(fd uintptr)
@@ -70,7 +72,7 @@ func (p *batches) sending() *sendBatch {
 }
 
 func (b *sendBatch) reset() {
-	b.n, b.from, b.end, b.size, b.heads = 0, 0, 0, 0, b.heads[:0]
+	b.n, b.from, b.end, b.size, b.heads, b.refused = 0, 0, 0, 0, b.heads[:0], false
 }
 
 // fits reports whether there is room for a datagram with a header of n bytes.
@@ -113,6 +115,7 @@ func (b *sendBatch) add(head, data []byte, to netip.AddrPort, v6, together bool)
 // flush sends what was added, as BatchSender.Send says. A kernel or device that
 // cannot cut messages has alone set, and gets the datagrams one by one.
 func (b *sendBatch) flush(rc syscall.RawConn, alone *atomic.Bool) (done, lost int, err error) {
+	again := true
 	for b.from < b.end {
 		if err := rc.Control(b.call); err != nil { // closed
 			left := b.n - done
@@ -124,6 +127,9 @@ func (b *sendBatch) flush(rc syscall.RawConn, alone *atomic.Bool) (done, lost in
 		}
 		switch {
 		case b.sent > 0 || b.errno == unix.EINTR:
+			again = true
+		case again && b.errno == unix.ECONNREFUSED: // the last datagram's, told now: this one has not been tried
+			again, b.refused = false, true
 		case b.errno == unix.EAGAIN:
 			return done, lost, err
 		case b.segments[b.from] > 1:
@@ -215,8 +221,10 @@ func (b *recvBatch) recvmmsg(fd uintptr) (int, syscall.Errno) {
 
 // receive calls f with what arrives, each datagram as accept makes it, until
 // the socket fails or is closed; see flow.BatchReceiver. What the socket's
-// buffer had no room for is added to overflow.
-func (p *batches) receive(rc syscall.RawConn, overflow *atomic.Uint64, accept func(data []byte, from netip.AddrPort) (flow.Datagram, bool), f func([]flow.Datagram)) error {
+// buffer had no room for is added to overflow. explain, if not nil, takes the
+// reasons of an error that is not the socket's own, and reports whether there
+// were any.
+func (p *batches) receive(rc syscall.RawConn, overflow *atomic.Uint64, explain func(fd uintptr) bool, accept func(data []byte, from netip.AddrPort) (flow.Datagram, bool), f func([]flow.Datagram)) error {
 	var dropped uint32
 	var failed error
 	failures := 0
@@ -230,6 +238,8 @@ func (p *batches) receive(rc syscall.RawConn, overflow *atomic.Uint64, accept fu
 			switch {
 			case errno == unix.EAGAIN:
 				return false
+			case errno != 0 && explain != nil && explain(fd):
+				continue
 			case errno != 0: // it may report that one peer is unreachable and work on
 				if failures++; failures >= maxFailures {
 					failed = errno

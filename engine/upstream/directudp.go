@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,6 +31,7 @@ func (d *direct) DialPackets(ctx context.Context, _ flow.Target) (net.PacketConn
 	}
 	c.v6 = flow.AddrPortOf(c.LocalAddr()).Addr().Is6()
 	c.alone.Store(!d.prepare(c.raw))
+	hearRefusals(c.raw)
 	return c, nil
 }
 
@@ -52,10 +54,15 @@ type directPackets struct {
 	guard  Guard       // of names; nil admits all
 	alone  atomic.Bool // the kernel does not cut messages into datagrams
 
+	refused atomic.Pointer[func(netip.AddrPort)] // what was given to OnRefused
+
 	resolving sync.Mutex // datagrams to the same name wait for one lookup
 	mu        sync.Mutex
 	names     map[string]named // guarded by mu; nil until a name was asked
 }
+
+// OnRefused implements flow.RefusalTeller, where the system tells (Linux).
+func (c *directPackets) OnRefused(f func(netip.AddrPort)) { c.refused.Store(&f) }
 
 // WriteTo sends to a *net.UDPAddr or a NameAddr. A name's first datagram waits
 // for the resolver.
@@ -63,7 +70,13 @@ func (c *directPackets) WriteTo(p []byte, to net.Addr) (int, error) {
 	switch to := to.(type) {
 	case *net.UDPAddr:
 		ap := to.AddrPort()
-		return c.WriteToUDPAddrPort(p, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
+		ap = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		n, err := c.WriteToUDPAddrPort(p, ap)
+		if errors.Is(err, syscall.ECONNREFUSED) { // of a datagram before this one
+			c.wasRefused()
+			n, err = c.WriteToUDPAddrPort(p, ap)
+		}
+		return n, err
 	case NameAddr:
 		addr, err := c.lookup(to.Name, to.Port)
 		if err != nil {

@@ -32,6 +32,9 @@ func (c *directPackets) Send(ms []flow.Datagram) (done, lost int, err error) {
 			}
 		}
 		n, l, e := b.flush(c.raw, &c.alone)
+		if b.refused {
+			c.wasRefused()
+		}
 		done, lost = done+n, lost+l
 		if e != nil {
 			err = e
@@ -48,7 +51,7 @@ func (c *directPackets) Send(ms []flow.Datagram) (done, lost int, err error) {
 
 // Receive implements flow.BatchReceiver.
 func (c *directPackets) Receive(f func([]flow.Datagram)) error {
-	return c.dialer.receive(c.raw, &c.dialer.stats.udpOverflow, func(b []byte, from netip.AddrPort) (flow.Datagram, bool) {
+	return c.dialer.receive(c.raw, &c.dialer.stats.udpOverflow, c.tellRefusals, func(b []byte, from netip.AddrPort) (flow.Datagram, bool) {
 		return flow.Datagram{Data: b, Addr: from}, true
 	}, f)
 }

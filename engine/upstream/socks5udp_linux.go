@@ -52,7 +52,7 @@ func (a *association) Send(ms []flow.Datagram) (done, lost int, err error) {
 // Receive implements flow.BatchReceiver.
 func (a *association) Receive(f func([]flow.Datagram)) error {
 	stats := a.dialer.stats
-	return a.dialer.receive(a.raw, &stats.udpOverflow, func(b []byte, _ netip.AddrPort) (flow.Datagram, bool) {
+	return a.dialer.receive(a.raw, &stats.udpOverflow, nil, func(b []byte, _ netip.AddrPort) (flow.Datagram, bool) {
 		t, payload, ok := parseSOCKSDatagram(b)
 		if ok {
 			t, ok = a.source(t)

@@ -1,0 +1,10 @@
+//go:build !linux
+
+package upstream
+
+import "syscall"
+
+// hearRefusals does nothing: these systems tell unconnected sockets nothing.
+func hearRefusals(syscall.RawConn) {}
+
+func (*directPackets) wasRefused() {}
