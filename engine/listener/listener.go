@@ -41,6 +41,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"sync/atomic"
 	"time"
 
@@ -94,6 +95,11 @@ type Listener struct {
 	run   atomic.Pointer[server] // nil before Run
 }
 
+// control is the net.ListenConfig.Control of the listener.
+func control(network, address string, c syscall.RawConn) error {
+	return errors.Join(onLoopback(network, address, c), flow.UrgentInline(network, address, c))
+}
+
 // Listen binds at once. errors.Is(err, syscall.EADDRINUSE) tells a taken port.
 func Listen(o Options) (*Listener, error) {
 	if o.Handler == nil || o.Log == nil {
@@ -105,7 +111,7 @@ func Listen(o Options) (*Listener, error) {
 	}
 	// An app on this machine does not vanish in silence: keep-alives would only
 	// cost each connection four system calls.
-	l, err := (&net.ListenConfig{Control: onLoopback, KeepAlive: -1}).Listen(context.Background(), "tcp", addr.String())
+	l, err := (&net.ListenConfig{Control: control, KeepAlive: -1}).Listen(context.Background(), "tcp", addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen for the local proxy on %s: %w", o.Address, err)
 	}

@@ -72,6 +72,12 @@ func (h *localHandler) HandleStream(ctx context.Context, f flow.Flow, p flow.Pen
 // relayTo copies until src ends; a reset is passed on as a reset.
 func relayTo(dst, src *net.TCPConn) {
 	_, err := io.Copy(dst, src)
+	for b := make([]byte, 1); err == nil; { // splice(2) takes an urgent byte for the end
+		if _, err = src.Read(b); err == nil {
+			_, _ = dst.Write(b)
+			_, err = io.Copy(dst, src)
+		}
+	}
 	if errors.Is(err, syscall.ECONNRESET) {
 		dst.SetLinger(0)
 		dst.Close()
@@ -213,6 +219,7 @@ func TestKernelTCP(t *testing.T) {
 	for _, host := range faraway {
 		t.Run("byte exact "+host, func(t *testing.T) { testByteExact(t, host, echo) })
 		t.Run("half close "+host, func(t *testing.T) { testHalfClose(t, host) })
+		t.Run("urgent "+host, func(t *testing.T) { testUrgent(t, host) })
 		t.Run("server resets "+host, func(t *testing.T) { testServerResets(t, host) })
 		t.Run("refused "+host, func(t *testing.T) { testRefused(t, host) })
 		t.Run("source port reuse "+host, func(t *testing.T) { testPortReuse(t, host, echo) })
@@ -459,5 +466,28 @@ func TestKernelOldConnection(t *testing.T) {
 	c.Write([]byte("x"))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read: %v, want a reset", err)
+	}
+}
+
+// testUrgent: an urgent byte does not vanish from the stream.
+func testUrgent(t *testing.T, host string) {
+	got := make(chan string, 1)
+	port := serve(t, func(c *net.TCPConn) {
+		b, _ := io.ReadAll(c)
+		got <- string(b)
+	})
+	c := dial(t, host, port)
+	rc, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctlErr := rc.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("ab!"), unix.MSG_OOB, nil) })
+	if err = errors.Join(ctlErr, err); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.Write([]byte("cd"))
+	_ = c.CloseWrite()
+	if s := <-got; s != "ab!cd" {
+		t.Errorf("%q arrived", s)
 	}
 }

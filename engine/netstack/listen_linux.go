@@ -34,10 +34,10 @@ func listenerOptions(device string) func(network, address string, c syscall.RawC
 
 // keepAliveOptions sets keep-alive on a listener, once, because accepted sockets
 // inherit it: four system calls fewer per connection.
-func keepAliveOptions(_, _ string, c syscall.RawConn) error {
-	var err error
+func keepAliveOptions(network, address string, c syscall.RawConn) error {
+	err := flow.UrgentInline(network, address, c)
 	ctlErr := c.Control(func(fd uintptr) {
-		err = errors.Join(
+		err = errors.Join(err,
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(flow.KeepAliveIdle.Seconds())),
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(flow.KeepAliveInterval.Seconds())),

@@ -53,6 +53,7 @@ func TestRedirectTCP(t *testing.T) {
 	for _, host := range faraway {
 		t.Run("byte exact "+host, func(t *testing.T) { testByteExact(t, host, echo) })
 		t.Run("half close "+host, func(t *testing.T) { testHalfClose(t, host) })
+		t.Run("urgent "+host, func(t *testing.T) { testUrgent(t, host) })
 		t.Run("server resets "+host, func(t *testing.T) { testServerResets(t, host) })
 		t.Run("source port reuse "+host, func(t *testing.T) { testPortReuse(t, host, echo) })
 		t.Run("dead "+host, func(t *testing.T) { testDeadAfterConnect(t, host) })

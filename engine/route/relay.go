@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,12 +28,18 @@ const (
 	idleBytes = 2 << 10
 )
 
+// urgentPorts are those of protocols that have urgent data: FTP, Telnet, rexec,
+// rlogin, rsh. On others nobody should (RFC 6093 section 5), and the byte arrives
+// among the others.
+var urgentPorts = [...]uint16{21, 23, 512, 513, 514}
+
 // relay is a stream that is being carried.
 //
 //	app ──up──► upstream      two pumps, one goroutine each, while bytes move;
 //	app ◄─down─ upstream      none after a pause (rest.go)
 type relay struct {
 	h        *Handler
+	urgent   bool // urgent bytes are carried as such
 	up, down pump
 	wg       sync.WaitGroup // pumps, and what they start
 	parked   atomic.Bool    // it rests
@@ -50,7 +57,7 @@ type relay struct {
 // direct connection would have it. The end of ctx resets both at once.
 func (h *Handler) relay(ctx context.Context, l *live, app, up flow.StreamConn) {
 	head, app := flow.Unwrap(app)
-	r := &relay{h: h}
+	r := &relay{h: h, urgent: slices.Contains(urgentPorts[:], l.flow.Target.Port)}
 	r.up = pump{relay: r, other: &r.down, dst: up, src: app, head: head, count: l.countUp}
 	r.down = pump{relay: r, other: &r.up, dst: app, src: up, count: func(n int) {
 		if l.firstByte.Load() == 0 {
@@ -181,7 +188,7 @@ type pump struct {
 func (p *pump) run() error {
 	if head := p.head; len(head) > 0 {
 		p.head = nil
-		_, _ = p.Write(head)
+		p.write(head, false)
 	}
 	if src, ok := p.src.(*net.TCPConn); ok && canWait {
 		return p.runTCP(src)
@@ -198,36 +205,48 @@ func (p *pump) run() error {
 // Write sends to dst and counts, or drops if dst takes no more. It does not
 // fail.
 func (p *pump) Write(b []byte) (int, error) {
+	p.write(b, false)
+	return len(b), nil
+}
+
+// write is Write; with urgent, dst is a kernel socket, and the last byte of b is
+// sent as urgent.
+func (p *pump) write(b []byte, urgent bool) {
 	if !p.spoke.Load() {
 		p.spoke.Store(true) // before an answer can come
 	}
 	if p.refused.Load() {
-		return len(b), nil
+		return
 	}
 	p.bulk(len(b))
-	n, err := p.dst.Write(b)
+	var n int
+	var err error
+	if urgent {
+		n, err = writeUrgent(p.dst.(*net.TCPConn), b)
+	} else {
+		n, err = p.dst.Write(b)
+	}
 	if n > 0 {
 		p.count(n)
 	}
 	if err != nil {
 		p.refuse(err)
 	}
-	return len(b), nil
 }
 
 // runTCP copies from a kernel socket. No buffer and no pipe is held while
 // nothing comes: with thousands of idle flows that is what memory and file
 // descriptors would go into.
 func (p *pump) runTCP(src *net.TCPConn) error {
-	r, err := newWaiter(src, &p.h.chunks)
+	dst, splice := p.dst.(*net.TCPConn)
+	r, err := newWaiter(src, &p.h.chunks, splice && p.urgent)
 	if err != nil {
 		return err
 	}
-	dst, splice := p.dst.(*net.TCPConn)
 	for {
 		b, n, err := r.read()
 		if n > 0 {
-			_, _ = p.Write(b[:n])
+			p.write(b[:n], r.mark)
 			p.h.chunks.Put(b)
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -291,7 +310,7 @@ func (p *pump) runBuffered() error {
 	for {
 		n, err := p.src.Read(small)
 		if n > 0 {
-			_, _ = p.Write(small[:n])
+			p.write(small[:n], false)
 		}
 		if err == nil && n == len(small) {
 			err = p.burst()
@@ -312,7 +331,7 @@ func (p *pump) burst() error {
 	for {
 		n, err := p.src.Read(b[:])
 		if n > 0 {
-			_, _ = p.Write(b[:n])
+			p.write(b[:n], false)
 		}
 		if err != nil || n < idleBytes {
 			return err

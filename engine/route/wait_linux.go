@@ -20,10 +20,14 @@ type waiter struct {
 	buf  *[chunkBytes]byte
 	n    int
 	err  error
+	mark bool // what was read is one urgent byte
 	try  func(fd uintptr) bool
 }
 
-func newWaiter(c *net.TCPConn, pool *sync.Pool) (*waiter, error) {
+// With urgent it tells urgent bytes from others (RFC 6093), which takes a system
+// call more for each read. Without, they are read like all others: sockets have
+// SO_OOBINLINE.
+func newWaiter(c *net.TCPConn, pool *sync.Pool, urgent bool) (*waiter, error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -31,8 +35,12 @@ func newWaiter(c *net.TCPConn, pool *sync.Pool) (*waiter, error) {
 	w := &waiter{rc: rc, pool: pool}
 	w.try = func(fd uintptr) bool {
 		b := pool.Get().(*[chunkBytes]byte)
+		room := b[:]
+		if w.mark = urgent && atMark(fd); w.mark {
+			room = b[:1]
+		}
 		for {
-			w.n, w.err = unix.Read(int(fd), b[:])
+			w.n, w.err = unix.Read(int(fd), room)
 			if w.err != unix.EINTR {
 				break
 			}
@@ -45,6 +53,32 @@ func newWaiter(c *net.TCPConn, pool *sync.Pool) (*waiter, error) {
 		return w.err != unix.EAGAIN
 	}
 	return w, nil
+}
+
+// atMark reports whether the next byte is urgent.
+func atMark(fd uintptr) bool {
+	at, err := unix.IoctlGetInt(int(fd), unix.SIOCATMARK)
+	return err == nil && at == 1
+}
+
+// writeUrgent sends b, of which the last byte is urgent.
+func writeUrgent(c *net.TCPConn, b []byte) (n int, err error) {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	e := rc.Write(func(fd uintptr) bool {
+		for {
+			n, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_OOB|unix.MSG_NOSIGNAL)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	if e != nil {
+		err = e
+	}
+	return n, err
 }
 
 // read waits for bytes; the caller puts the buffer back if n > 0. It respects

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
@@ -163,8 +164,16 @@ func worst(errs []error) error {
 	return errs[0]
 }
 
+// control is net.Dialer.Control.
+func (d *netDialer) control(network, address string, c syscall.RawConn) error {
+	if err := flow.UrgentInline(network, address, c); err != nil || d.opts.Control == nil {
+		return err
+	}
+	return d.opts.Control(network, address, c)
+}
+
 func (d *netDialer) dialOne(ctx context.Context, ap netip.AddrPort) (*net.TCPConn, error) {
-	nd := net.Dialer{Timeout: dialTimeout, Control: d.opts.Control, KeepAliveConfig: net.KeepAliveConfig{Enable: true,
+	nd := net.Dialer{Timeout: dialTimeout, Control: d.control, KeepAliveConfig: net.KeepAliveConfig{Enable: true,
 		Idle: flow.FarKeepAliveIdle, Interval: flow.FarKeepAliveInterval, Count: flow.FarKeepAliveCount}}
 	nd.SetMultipathTCP(false) // a plain TCP socket is what splice(2) takes
 	c, err := nd.DialTCP(ctx, "tcp", netip.AddrPort{}, ap)
