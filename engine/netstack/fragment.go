@@ -11,7 +11,6 @@ import (
 const (
 	maxReassemblies = 64 // each holds one 64 KiB buffer: 4 MiB in all
 	maxFragments    = 128
-	maxDatagram     = 1<<16 - 1 - ipv6Bytes
 )
 
 // fragKey names the packet that a fragment is a piece of: RFC 791 section 3.2,
@@ -46,7 +45,7 @@ type span struct{ from, to int }
 func (r *reassembler) add(p *packet, now time.Duration) *packetBuffer {
 	data := p.transport()
 	s := span{p.fragOff, p.fragOff + len(data)}
-	if len(data) == 0 || p.more && len(data)%8 != 0 || s.to > maxDatagram {
+	if len(data) == 0 || p.more && len(data)%8 != 0 || s.to > maxTransport(p.v6) {
 		return nil
 	}
 	key := fragKey{src: p.src, dst: p.dst, id: p.fragID}

@@ -120,7 +120,7 @@ func TestReassemblyBounds(t *testing.T) {
 func TestFragmentsRoundTrip(t *testing.T) {
 	k, q := newMemoryKernel(t, funcHandler{})
 	for _, v6 := range []bool{false, true} {
-		for _, n := range []int{1473, 1500, 9000, 65000} {
+		for _, n := range []int{1473, 1500, 9000, 65000, maxTransport(v6) - udpBytes} {
 			out := make([]byte, bufferHead+udpBytes+n)
 			copy(out[bufferHead:], udpDatagram(1, 2, ""))
 			binary.BigEndian.PutUint16(out[bufferHead+4:], uint16(udpBytes+n))

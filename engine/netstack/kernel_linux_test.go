@@ -410,9 +410,14 @@ func TestKernelUDP(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		out, in := make([]byte, 9000), make([]byte, 65536)
+		longest := maxTransport(netip.MustParseAddr(host).Is6()) - udpBytes
+		sizes := []int{65487, 65488, 65497, 65498, longest - 1, longest}
+		for n := 1; n <= 9000; n += 1 + n/50 {
+			sizes = append(sizes, n)
+		}
+		out, in := make([]byte, longest), make([]byte, 65536)
 		rand.NewChaCha8([32]byte{2}).Read(out)
-		for n := 1; n <= len(out); n += 1 + n/50 {
+		for _, n := range sizes {
 			c.SetDeadline(time.Now().Add(10 * time.Second))
 			c.Write(out[:n])
 			got, err := c.Read(in)

@@ -3,6 +3,7 @@ package netstack
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"math/bits"
 	"net/netip"
 )
@@ -236,6 +237,15 @@ func ipHeaderBytes(v6 bool) int {
 		return ipv6Bytes
 	}
 	return ipv4Bytes
+}
+
+// maxTransport is how many bytes may follow an IP header without extensions: the
+// length field of IPv6 does not count the header (RFC 8200 section 3).
+func maxTransport(v6 bool) int {
+	if v6 {
+		return math.MaxUint16
+	}
+	return math.MaxUint16 - ipv4Bytes
 }
 
 // The Internet checksum (RFC 1071) is the complement of a ones' complement sum

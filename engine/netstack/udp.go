@@ -318,7 +318,7 @@ func (s *udpSession) reply(ms []flow.Datagram) error {
 	if len(ms) > 1 {
 		size = len(ms[0].Data)
 	}
-	if ipv4Bytes+udpBytes+total > math.MaxUint16 {
+	if udpBytes+total > maxTransport(s.app.Addr().Is6()) {
 		return fmt.Errorf("datagram of %d bytes: %w", total, errTooLong)
 	}
 	b := s.k.pool.get(bufferHead + udpBytes + total)

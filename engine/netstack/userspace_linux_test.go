@@ -111,7 +111,7 @@ func testRealTUN(t *testing.T, _ *Stack) {
 		}
 		u.SetDeadline(time.Now().Add(3 * time.Second))
 		buf := make([]byte, 65535)
-		for _, size := range []int{1, 1472, 1473, 20000} {
+		for _, size := range []int{1, 1472, 1473, 20000, 65488, maxPayload(netip.MustParseAddr(host).Is6())} {
 			u.Write(sent[:size])
 			if n, err := u.Read(buf); err != nil || !bytes.Equal(buf[:n], sent[:size]) {
 				t.Errorf("%s: %d of %d bytes of a datagram came back, %v", host, n, size, err)

@@ -17,8 +17,8 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-// maxDatagramBytes is the largest payload of UDP over IPv4.
-const maxDatagramBytes = 65535 - header.IPv4MinimumSize - header.UDPMinimumSize
+// maxPayload is the largest payload of UDP, here without IPv6's jumbograms.
+func maxPayload(v6 bool) int { return maxTransport(v6) - udpBytes }
 
 type gvisorDatagram struct {
 	dst     netip.AddrPort
@@ -101,8 +101,8 @@ func (s *gvisorSession) WriteTo(p []byte, from net.Addr) (int, error) {
 	if src.Addr().Is4() != s.app.Addr().Is4() || !unicast(src.Addr()) {
 		return 0, fmt.Errorf("send to app %s as %v: no address of its family", s.app, from)
 	}
-	if len(p) > maxDatagramBytes {
-		return 0, fmt.Errorf("send %d bytes to app %s: a datagram holds at most %d", len(p), s.app, maxDatagramBytes)
+	if most := maxPayload(s.app.Addr().Is6()); len(p) > most {
+		return 0, fmt.Errorf("send %d bytes to app %s: a datagram holds at most %d", len(p), s.app, most)
 	}
 	message := make([]byte, header.UDPMinimumSize+len(p))
 	copy(message[header.UDPMinimumSize:], p)
