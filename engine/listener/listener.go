@@ -41,8 +41,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
