@@ -164,6 +164,10 @@ func (c *gvisorConn) Gone() bool {
 // maybeSendSegment). A kernel offers no less than 1460 bytes, or none.
 const maxSegment = 1460
 
+// resetWithin is how long a SYN waits for the reset of the connection before it:
+// gVisor needs microseconds for it, unless there is none.
+const resetWithin = 5 * time.Millisecond
+
 // prepareSYN shows p, before gVisor sees it, to what must be done first if it is
 // a SYN.
 func prepareSYN(s *stack.Stack, p []byte) {
@@ -203,13 +207,27 @@ func clampMSS(h header.TCP) {
 // SYN while the old connection is in TIME-WAIT, or resets it: programs that use
 // it stop answering after some thousand quick connections, once source ports
 // come round (seen at 7,000 in two of them, BENCH of November 2026).
+//
+// A connection that its app has reset may still be there, its RST in a queue
+// before the SYN: gVisor answers a SYN that comes after it with a reset of its
+// own, so the SYN waits until the RST is dealt with.
 func forgetOldTuple(s *stack.Stack, proto tcpip.NetworkProtocolNumber, id stack.TransportEndpointID) {
-	ep, ok := s.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, gvisorNIC).(*tcp.Endpoint)
-	if !ok {
-		return
+	find := func() (*tcp.Endpoint, tcp.EndpointState) {
+		ep, ok := s.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, gvisorNIC).(*tcp.Endpoint)
+		if !ok {
+			return nil, tcp.StateClose
+		}
+		return ep, tcp.EndpointState(ep.State())
 	}
-	switch tcp.EndpointState(ep.State()) {
-	case tcp.StateFinWait1, tcp.StateFinWait2, tcp.StateClosing, tcp.StateTimeWait, tcp.StateLastAck:
+	ep, state := find()
+	for begin := time.Now(); state == tcp.StateEstablished || state == tcp.StateCloseWait || state == tcp.StateError; ep, state = find() {
+		if time.Since(begin) > resetWithin {
+			break
+		}
+		time.Sleep(resetWithin / 100)
+	}
+	switch state {
+	case tcp.StateCloseWait, tcp.StateFinWait1, tcp.StateFinWait2, tcp.StateClosing, tcp.StateTimeWait, tcp.StateLastAck:
 		ep.Abort() // its reset acknowledges nothing of the new SYN, so the app ignores it (RFC 9293 section 3.10.7.3)
 	}
 }
