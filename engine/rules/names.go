@@ -55,7 +55,7 @@ func baseName(path []byte) []byte {
 // parseName checks a name from a rule and returns its canonical form.
 func parseName(s string) (string, error) {
 	if strings.HasPrefix(s, "*.") {
-		return "", errors.New("has a wildcard: use domain_suffix, without the *.")
+		return "", errors.New("has a wildcard: use domain_suffix, without the \"*.\"")
 	}
 	name, addr, err := proxy.ParseHost(s)
 	switch {

@@ -87,15 +87,6 @@ func interleave(addrs []netip.Addr) []netip.Addr {
 	return out
 }
 
-// dialHost resolves host and connects to it.
-func (d *netDialer) dialHost(ctx context.Context, host string, port uint16) (*net.TCPConn, error) {
-	addrs, err := d.resolve(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	return d.dialAddrs(ctx, addrs, port)
-}
-
 type attempt struct {
 	c   *net.TCPConn
 	err error

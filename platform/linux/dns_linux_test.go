@@ -20,10 +20,7 @@ import (
 
 const original = "# mine\nnameserver 192.168.7.1\nsearch lan.example\noptions edns0\n"
 
-// taken is the file while on, of original; takenOf that of other files.
-const taken = headOurs + markAdded + "c6120002\nnameserver 198.18.0.2\n" +
-	"# mine\n" + markKept + "nameserver 192.168.7.1\nsearch lan.example\noptions edns0\n"
-
+// takenOf is the file while on.
 func takenOf(t *testing.T, path string) string {
 	t.Helper()
 	was, err := snapshotFile(path)
