@@ -134,7 +134,7 @@ func TestSmuggling(t *testing.T) {
 	var d direct
 	proxy := start(t, &d)
 	const hidden = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
-	paths := make(chan string, 10)
+	paths := make(chan string, 100)
 	port := origin(t, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		paths <- r.URL.Path
@@ -151,6 +151,21 @@ func TestSmuggling(t *testing.T) {
 		"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n" + hidden,
 		"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n" + hidden,
 		"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n" + hidden,
+		"Content-Length: 5, 6\r\n\r\n" + hidden,
+		"Content-Length: 5,\r\n\r\n" + hidden,
+		"Content-Length:\r\n\r\n" + hidden,
+		"Content-Length: 40\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: identity\r\n\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n" + hidden,
+		"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden,
+		" Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: chunked\r\n\r\n3;a\nabc\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n" + hidden,
+		"Transfer-Encoding: chunked\r\n\r\n 3\r\nabc\r\n0\r\n\r\n" + hidden,
 		"X: y\x00\r\n\r\n" + hidden,
 		"Host: y\r\n\r\n" + hidden,
 	} {
@@ -160,11 +175,6 @@ func TestSmuggling(t *testing.T) {
 		if !strings.HasPrefix(got, "HTTP/1.1 400") && !strings.HasPrefix(got, "HTTP/1.1 501") && !strings.HasPrefix(got, "HTTP/1.1 502") && got != "" {
 			t.Errorf("%q: %q", framing, got)
 		}
-	}
-	// Both, where chunked counts (RFC 9112 section 6.3): the length is not passed on.
-	got := talk(t, proxy, fmt.Appendf(nil, "POST http://127.0.0.1:%s/both HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 40\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s", port, hidden))
-	if strings.Count(got, "HTTP/1.1") != 1 {
-		t.Errorf("both: %q", got)
 	}
 	for len(paths) > 0 {
 		if path := <-paths; path == "/hidden" {

@@ -76,10 +76,10 @@ func (h *head) parse(strict bool) error {
 			continue
 		}
 		if line[0] == ' ' || line[0] == '\t' { // folded onto the line before
+			if strict {
+				return errField
+			}
 			if value < 0 {
-				if strict {
-					return errField
-				}
 				continue
 			}
 			h.raw[at-1] = ' '

@@ -22,7 +22,8 @@ import (
 )
 
 // pair starts two proxies and configures them as a, which is used unless
-// somebody says otherwise, and b.
+// somebody says otherwise, and b. To ask whether they carry early data would be a
+// flow of its own.
 func pair(t *testing.T, l *lab.Lab) (a, b *proxy.Proxy, toml string) {
 	t.Helper()
 	var err error
@@ -32,7 +33,7 @@ func pair(t *testing.T, l *lab.Lab) (a, b *proxy.Proxy, toml string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a, b, labDNS + fmt.Sprintf("[[upstream]]\nname = \"a\"\nurl = %q\n[[upstream]]\nname = \"b\"\nurl = %q\n", a.URL(), b.URL())
+	return a, b, labDNS + fmt.Sprintf("[[upstream]]\nname = \"a\"\nurl = %q\nearly_data = \"off\"\n[[upstream]]\nname = \"b\"\nurl = %q\nearly_data = \"off\"\n", a.URL(), b.URL())
 }
 
 // served is how many flows each proxy carries for fn.
