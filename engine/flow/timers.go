@@ -60,6 +60,18 @@ const (
 	// machine (RFC 1122 section 3.3.2 has 60 s for a network).
 	ReassembleWithin = 30 * time.Second
 
+	// SayWithin is how long an app of the local proxy may take to say what it
+	// wants, and to take our answer: no program that means us is slower.
+	SayWithin = 10 * time.Second
+	// AppIdle is how long its connection is kept between two plain HTTP requests,
+	// and TargetIdle one to a target: less than the two minutes after which many
+	// servers close. A request that is under way has no limit, nor has its answer.
+	AppIdle    = 2 * time.Minute
+	TargetIdle = 90 * time.Second
+	// LingerWithin is for an app of the local proxy that has its last answer and
+	// does not close (RFC 9112 section 9.6).
+	LingerWithin = time.Second
+
 	// EndWithin is how long flows may take to say goodbye when the TUN closes.
 	EndWithin = 2 * time.Second
 )

@@ -82,7 +82,7 @@ func (p *connectPending) Accept() (flow.StreamConn, error) {
 	if p.decided.Swap(true) {
 		return nil, fmt.Errorf("accept connect: %w", net.ErrClosed)
 	}
-	p.app.SetWriteDeadline(time.Now().Add(handshakeTimeout))
+	p.app.SetWriteDeadline(time.Now().Add(flow.SayWithin))
 	if _, err := p.app.Write([]byte("HTTP/1.1 200 Connection established\r\n\r\n")); err != nil {
 		p.app.Close()
 		return nil, fmt.Errorf("answer connect request: %w", err)

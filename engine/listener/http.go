@@ -13,8 +13,6 @@ import (
 )
 
 const (
-	// appIdle is how long an app's connection is kept without a request.
-	appIdle = 2 * time.Minute
 	// watchAfter is when an app whose request is not answered yet is watched, so
 	// that nobody works on for one that has gone. Most answers come before.
 	watchAfter = 100 * time.Millisecond
@@ -77,15 +75,15 @@ type appConn struct {
 }
 
 // next reads a request's head. Only the first one may take no longer than
-// handshakeTimeout to begin.
+// flow.SayWithin to begin.
 func (c *appConn) next(first bool) error {
 	if !first {
 		c.wait()
-		c.SetReadDeadline(time.Now().Add(appIdle))
+		c.SetReadDeadline(time.Now().Add(flow.AppIdle))
 		if _, err := c.buf.Peek(1); err != nil {
 			return err
 		}
-		c.SetReadDeadline(time.Now().Add(handshakeTimeout))
+		c.SetReadDeadline(time.Now().Add(flow.SayWithin))
 	}
 	if err := c.head.read(c.buf, maxHeaderBytes); err != nil {
 		if errors.Is(err, errHeadTooLong) {

@@ -51,17 +51,14 @@ import (
 )
 
 const (
-	// handshakeTimeout is how long an app may take to say what it wants.
-	handshakeTimeout = 10 * time.Second
 	// maxSilent bounds the connections that have not said it yet, and those that
 	// have nothing to say for now. For more the user with most of them loses one.
 	maxSilent = 1024
 	// maxHeaderBytes bounds an HTTP request's head, maxAnswerHead a response's.
 	maxHeaderBytes = 64 << 10
 	maxAnswerHead  = 256 << 10
-	// lingerTime and lingerBytes bound what is read of an app that has been
-	// refused, so that the reason is not lost to a reset (RFC 9112 section 9.6).
-	lingerTime  = time.Second
+	// lingerBytes bounds what is read of an app that has its last answer, so that
+	// this is not lost to a reset (RFC 9112 section 9.6).
 	lingerBytes = 256 << 10
 )
 
@@ -218,7 +215,7 @@ type owner struct {
 func (s *server) serve(ctx context.Context, conn *net.TCPConn) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	conn.SetReadDeadline(time.Now().Add(handshakeTimeout))
+	conn.SetReadDeadline(time.Now().Add(flow.SayWithin))
 	app := &client{TCPConn: conn, s: s, buf: s.readers.Get().(*bufio.Reader)}
 	app.wait()
 	defer app.said()
@@ -312,7 +309,7 @@ func (c *client) spoken() []byte {
 // refuse sends answer and closes the connection in a way that the app gets it.
 func (c *client) refuse(answer []byte) {
 	c.said()
-	c.SetDeadline(time.Now().Add(lingerTime))
+	c.SetDeadline(time.Now().Add(flow.LingerWithin))
 	if _, err := c.Write(answer); err != nil {
 		c.Close()
 		return
@@ -324,7 +321,7 @@ func (c *client) refuse(answer []byte) {
 // whatever it is about to say itself (RFC 9112 section 9.6).
 func (c *client) hangUp() {
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(lingerTime))
+	c.SetDeadline(time.Now().Add(flow.LingerWithin))
 	c.CloseWrite()
 	io.CopyN(io.Discard, c.TCPConn, lingerBytes)
 }

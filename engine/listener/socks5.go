@@ -207,7 +207,7 @@ func (p *socksPending) Accept() (flow.StreamConn, error) {
 	if p.decided.Swap(true) {
 		return nil, fmt.Errorf("accept socks5: %w", net.ErrClosed)
 	}
-	p.app.SetWriteDeadline(time.Now().Add(handshakeTimeout))
+	p.app.SetWriteDeadline(time.Now().Add(flow.SayWithin))
 	if _, err := p.app.Write(socksReply(replySucceeded, netip.AddrPort{})); err != nil {
 		p.app.Close()
 		return nil, fmt.Errorf("answer socks5 request: %w", err)

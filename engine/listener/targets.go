@@ -9,10 +9,9 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
-// How long connections to targets are kept without a request, and how many: of
-// one user to one target, and in all.
+// How many connections to targets are kept without a request: of one user to one
+// target, and in all.
 const (
-	targetIdle     = 90 * time.Second
 	maxIdlePerHost = 32
 	maxIdleInAll   = 256
 )
@@ -98,7 +97,7 @@ func (p *targets) add(t *target) {
 		}
 		p.idle[t.key] = append(some, t)
 		t.at = p.oldest.PushBack(t)
-		t.expiry.Reset(targetIdle)
+		t.expiry.Reset(flow.TargetIdle)
 	}
 	p.mu.Unlock()
 	if over != nil {
@@ -123,7 +122,7 @@ func (p *targets) drop(t *target) {
 func (p *targets) adopt(conn *pipe, key targetKey, of uint64) *target {
 	t := &target{pipe: conn, r: bufio.NewReader(conn), key: key, of: of}
 	t.drop = func() { p.drop(t) }
-	t.expiry = time.AfterFunc(targetIdle, t.drop)
+	t.expiry = time.AfterFunc(flow.TargetIdle, t.drop)
 	t.expiry.Stop()
 	return t
 }

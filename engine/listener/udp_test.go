@@ -179,7 +179,7 @@ func TestSlowAppIsCutOff(t *testing.T) {
 			cut <- s
 		}()
 	}
-	limit := time.After(handshakeTimeout + 3*time.Second)
+	limit := time.After(flow.SayWithin + 3*time.Second)
 	for range starts {
 		select {
 		case <-cut:
