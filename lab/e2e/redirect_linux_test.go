@@ -31,6 +31,9 @@ func awaitCarrier(t *testing.T, l *lab.Lab, s *service, want string) {
 	t.Fatalf("carrier is %q, want %q; early data: %s\n%s", st.TUN.Carrier, want, st.Upstream.Early, s.out)
 }
 
+// redirectRule is in the ruleset while connections are redirected.
+const redirectRule = "dnat ip to 127.0.0.1-127.255.255.254"
+
 func ruleset(t *testing.T, l *lab.Lab) string {
 	t.Helper()
 	out, err := l.Command(lab.Client, "nft", "list", "ruleset").CombinedOutput()
@@ -89,7 +92,7 @@ func TestRedirect(t *testing.T) {
 	speak("by the redirect")
 	s.must("use", "direct")
 	awaitCarrier(t, l, s, api.CarrierNAT)
-	if r := ruleset(t, l); strings.Contains(r, "dnat") {
+	if r := ruleset(t, l); strings.Contains(r, redirectRule) {
 		t.Errorf("the rule is still there:\n%s", r)
 	}
 	s.must("use", w.name)
@@ -113,7 +116,7 @@ func TestRedirectKilled(t *testing.T) {
 	s.await(api.On)
 	awaitCarrier(t, l, s, api.CarrierRedirect)
 	s.kill()
-	if r := ruleset(t, l); !strings.Contains(r, "dnat") {
+	if r := ruleset(t, l); !strings.Contains(r, redirectRule) {
 		t.Fatalf("the kill left nothing to clean up:\n%s", r)
 	}
 	s.launch()
