@@ -229,6 +229,20 @@ func TestBlockedSaysWhatIsTheCase(t *testing.T) {
 	})
 }
 
+// On says if traffic gets past us all the same.
+func TestOnSaysWhatLeaves(t *testing.T) {
+	b, _ := proven(t)
+	if st := b.Status(); len(st.Warnings) != 0 {
+		t.Errorf("warnings: %q", st.Warnings)
+	}
+	if err := b.host.Apply(t.Context(), platform.NetConfig{}); err != nil { // behind the engine's back
+		t.Fatal(err)
+	}
+	if st := b.Status(); len(st.Warnings) != 1 || st.Warnings[0] != "not all traffic is taken in: packets leave by eth0" {
+		t.Errorf("warnings: %q", st.Warnings)
+	}
+}
+
 // A change that the disk does not take is in force, and told.
 func TestUnkept(t *testing.T) {
 	b, _ := proven(t)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -101,14 +102,21 @@ func (e *Engine) Status() api.Status {
 // blocking reports whether all traffic is held back: it comes to us, as the
 // system says itself, and we refuse it.
 func (e *Engine) blocking(s *snapshot) bool {
-	if !e.held.Load() {
-		return false
-	}
+	return e.held.Load() && e.captures(s) == nil
+}
+
+// captures says why not all traffic comes to us; nil if it does.
+func (e *Engine) captures(s *snapshot) error {
 	if c, ok := e.opt.Host.(platform.Captor); ok {
 		return c.Captures()
 	}
-	return s.tun.Name != ""
+	if s.tun.Name == "" {
+		return errNoTUN
+	}
+	return nil
 }
+
+var errNoTUN = errors.New("there is no TUN")
 
 // effect is what becomes of traffic in a state in which no upstream has it.
 func (s *snapshot) effect(blocking bool) string {
@@ -139,6 +147,11 @@ func (e *Engine) warnings(s *snapshot) []string {
 		all = append(all, fmt.Sprintf("the last %d connections have failed: %s", st.Failures, st.Error))
 	}
 	all = append(all, e.ups.listWarnings()...)
+	if s.state == api.On && s.tun.Name != "" {
+		if err := e.captures(s); err != nil {
+			all = append(all, "not all traffic is taken in: "+err.Error())
+		}
+	}
 	if s.warning != "" {
 		all = append(all, s.warning)
 	}

@@ -180,10 +180,10 @@ type Warner interface {
 
 // Captor tells whether what Apply made has taken effect. A Host may be one.
 type Captor interface {
-	// Captures asks the system itself, and reports whether an app's packet to the
-	// internet would enter the TUN, or go nowhere, in every address family. It
-	// takes less than a millisecond and waits for no Apply.
-	Captures() bool
+	// Captures asks the system itself. It returns nil if an app's packet to the
+	// internet would enter the TUN, or go nowhere, in every address family, and
+	// else which would not. It takes less than a millisecond and waits for no Apply.
+	Captures() error
 }
 
 // Errors that callers branch on; they are wrapped with what was being done.

@@ -173,7 +173,7 @@ func tell(ctx context.Context, eng *engine.Engine, w io.Writer, p hint.Programs,
 		}
 	}
 	show := func(st api.Status) {
-		if st.State == last.State && st.Cause == last.Cause {
+		if st.State == last.State && st.Cause == last.Cause && st.Protect.Effect == last.Protect.Effect {
 			return
 		}
 		news := st.State != api.Off || st.Cause != "" || !ending() && !(starts && last.State == "")

@@ -76,7 +76,7 @@ func doubts() []doubtful {
 	all := []doubtful{
 		{name: "nothing", damage: func(*service) error { return nil }, state: api.On, way: proxied},
 		{name: "configuration deleted", damage: func(s *service) error { return os.Remove(s.config()) },
-			state: api.Blocked, way: nowhere, says: []string{`"one"`, "no configuration file", "atlantic use NAME"}},
+			state: api.Blocked, way: nowhere, says: []string{`"one"`, "no configuration file", " use NAME"}},
 		{name: "configuration emptied", damage: rewrite(func(string) string { return "" }),
 			state: api.Blocked, way: nowhere, says: []string{`"one"`, "atlantic.toml does not have it"}},
 		{name: "upstream renamed", damage: rewrite(func(toml string) string { return strings.Replace(toml, `"one"`, `"uno"`, 1) }),
@@ -94,7 +94,7 @@ func doubts() []doubtful {
 			return errors.Join(typo(s), os.Remove(filepath.Join(s.state(), "atlantic.toml.good")))
 		}, state: api.Blocked, way: nowhere, says: []string{"atlantic.toml:2:1: unknown key"}},
 		{name: "intent cut", damage: func(s *service) error { return os.Truncate(filepath.Join(s.state(), "intent.json"), 20) },
-			state: api.Blocked, way: nowhere, says: []string{"intent.json", "atlantic up"}},
+			state: api.Blocked, way: nowhere, says: []string{"intent.json", " up`"}},
 		{name: "no /dev/net/tun", damage: func(*service) error { return nil }, wrap: hidden,
 			state: api.Blocked, way: open, says: []string{"/dev/net/tun"}},
 	}
@@ -218,7 +218,7 @@ func TestChoiceAfterDoubt(t *testing.T) {
 	}
 	s.launch()
 	s.settles(nowhere)
-	s.fails(1, []string{`"one"`, "atlantic use NAME"}, "up")
+	s.fails(1, []string{`"one"`, " use NAME"}, "up")
 	s.settles(nowhere)
 	s.must("use", "direct")
 	s.settles(open)
@@ -290,4 +290,29 @@ func TestUnkept(t *testing.T) {
 			same(t, l, before, "at the end")
 		})
 	}
+}
+
+// TestTakenOver: another program takes the internet over while we are on.
+func TestTakenOver(t *testing.T) {
+	l := owned(t, "file")
+	before := record(t, l)
+	s := start(t, l, upstreamToml(t, l), "--up")
+	s.await(api.On)
+	sh := func(script string) {
+		t.Helper()
+		if out, code := inClient(t, l, "sh", "-ec", script); code != 0 {
+			t.Fatalf("%s: %s", script, out)
+		}
+	}
+	if text, _, _ := s.cli("status"); strings.Contains(text, "taken in") {
+		t.Errorf("before:\n%s", text)
+	}
+	sh("ip rule add pref 4321 lookup main")
+	s.settles(open)
+	text, _, _ := s.cli("status")
+	contains(t, text, "not all traffic is taken in: packets to 2.2.2.2 leave by ")
+	sh("ip rule del pref 4321")
+	s.settles(proxied)
+	s.stop()
+	same(t, l, before, "at the end")
 }

@@ -119,24 +119,27 @@ func (h *Host) leftover() error {
 
 // Captures implements platform.Captor. Two addresses of each family stand for
 // the internet, one in each half: routes to halves are how others take it over.
-func (h *Host) Captures() bool {
+func (h *Host) Captures() error {
 	name := h.captor.Load()
 	if name == nil {
-		return false
+		return errors.New("no device of ours is in use")
 	}
-	for _, a := range []string{"1.1.1.1", "192.0.2.1", "2001:db8::1", "a001:db8::1"} {
+	for _, a := range []string{"2.2.2.2", "200.2.2.2", "2400::2", "a400::2"} {
 		routes, err := netlink.RouteGet(net.ParseIP(a))
 		if err != nil {
 			continue // no way at all
 		}
 		for _, r := range routes {
 			link, err := netlink.LinkByIndex(r.LinkIndex)
-			if err != nil || link.Attrs().Name != *name {
-				return false
+			if err != nil {
+				return fmt.Errorf("packets to %s leave by an interface that is gone: %w", a, err)
+			}
+			if by := link.Attrs().Name; by != *name {
+				return fmt.Errorf("packets to %s leave by %s, not by %s", a, by, *name)
 			}
 		}
 	}
-	return true
+	return nil
 }
 
 // sweep removes what bears our name, for the case that no journal tells of it.

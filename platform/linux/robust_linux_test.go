@@ -367,3 +367,36 @@ func TestReadOnlyStateIsUndone(t *testing.T) {
 		})
 	}
 }
+
+// Captures is what the kernel says, not what was applied.
+func TestCaptures(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	m := newMachine(t)
+	h := m.open(t)
+	captures := func(when, want string) {
+		t.Helper()
+		err := h.Captures()
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", when, err, want)
+		}
+	}
+	captures("before anything", "no device of ours")
+	up(t, h)
+	captures("up", "")
+	for _, c := range []struct{ make, take, says string }{
+		{"ip rule add pref 10 lookup main", "ip rule del pref 10 lookup main", "packets to 2.2.2.2 leave by eth0"},
+		{"ip -6 rule add pref 10 lookup main", "ip -6 rule del pref 10 lookup main", "packets to 2400::2 leave by eth0"},
+		{"ip rule add pref 10 to 128.0.0.0/1 lookup main", "ip rule del pref 10 to 128.0.0.0/1 lookup main", "packets to 200.2.2.2 leave by eth0"},
+	} {
+		run(t, strings.Fields(c.make)...)
+		captures(c.make, c.says)
+		run(t, strings.Fields(c.take)...)
+		captures(c.take, "")
+	}
+	if err := h.Apply(context.Background(), platform.NetConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	captures("down", "no device of ours")
+}

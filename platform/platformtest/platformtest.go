@@ -149,11 +149,14 @@ func (h *Host) Process(_ string, src, _ netip.AddrPort) string {
 	return h.processes[src]
 }
 
-// Captures reports whether a TUN is in force whose device is open.
-func (h *Host) Captures() bool {
+// Captures is nil if a TUN is in force whose device is open.
+func (h *Host) Captures() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.current.TUN != "" && len(h.tuns) > 0 && !h.tuns[len(h.tuns)-1].isClosed()
+	if h.current.TUN == "" || len(h.tuns) == 0 || h.tuns[len(h.tuns)-1].isClosed() {
+		return errors.New("packets leave by eth0")
+	}
+	return nil
 }
 
 // Applied returns every NetConfig that Apply accepted, oldest first.
