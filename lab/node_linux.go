@@ -23,6 +23,7 @@ type node struct {
 	ns   *netns.NS
 	dir  string   // etc, run
 	mnt  *os.File // the mount namespace; it lives as long as this is open
+	root *os.File // / in it
 }
 
 func newNode(kind Node, ns *netns.NS, dir string) (*node, error) {
@@ -75,8 +76,11 @@ func (n *node) mounts() error {
 	if err := n.sharedMemory(); err != nil {
 		return err
 	}
-	f, err := os.Open("/proc/thread-self/ns/mnt")
-	n.mnt = f
+	var err error
+	if n.root, err = os.Open("/"); err != nil {
+		return err
+	}
+	n.mnt, err = os.Open("/proc/thread-self/ns/mnt")
 	return err
 }
 
@@ -105,7 +109,7 @@ func (n *node) sharedMemory() error {
 	return nil
 }
 
-func (n *node) close() error { return n.mnt.Close() }
+func (n *node) close() error { return errors.Join(n.mnt.Close(), n.root.Close()) }
 
 // path is where a file of the node's /etc or /run is on this machine.
 func (n *node) path(name string) string { return filepath.Join(n.dir, name) }
@@ -131,6 +135,8 @@ func (l *Lab) Command(n Node, name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{
 		"--net=" + own + strconv.Itoa(int(x.ns.File().Fd())),
 		"--mount=" + own + strconv.Itoa(int(x.mnt.Fd())),
+		// setns(2) goes to the namespace's root, which is not ours in a chroot.
+		"--root=" + own + strconv.Itoa(int(x.root.Fd())),
 		"--wdns=" + dir, "--", name}, args...)...)
 }
 
