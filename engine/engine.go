@@ -138,19 +138,20 @@ func New(opt Options) (*Engine, error) {
 	}
 	e.names.use(e.ups, e.dns, e.rules)
 	e.flows = route.New(route.Options{
-		Rules:   e.rules,
-		Current: e.ups.current,
-		Named:   e.ups.named,
-		Direct:  e.ups.direct,
-		UDP:     udpPolicy(opt.Config.Protect.UDP),
-		Local:   e.isLocal,
-		Resolve: e.dns.Lookup,
-		DNS:     e.dns,
-		Blocked: e.held.Load,
-		Process: processOf(opt.Host),
-		Owner:   ownerOf(opt.Host),
-		Observe: e.observe,
-		Log:     opt.Log,
+		Rules:     e.rules,
+		Current:   e.ups.current,
+		Named:     e.ups.named,
+		Direct:    e.ups.direct,
+		UDP:       udpPolicy(opt.Config.Protect.UDP),
+		Local:     e.isLocal,
+		Resolve:   e.dns.Lookup,
+		Addresses: e.names.through,
+		DNS:       e.dns,
+		Blocked:   e.held.Load,
+		Process:   processOf(opt.Host),
+		Owner:     ownerOf(opt.Host),
+		Observe:   e.observe,
+		Log:       opt.Log,
 	})
 	e.ups.openFlows = e.flows.Flows
 	e.publish()

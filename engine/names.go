@@ -21,6 +21,7 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 	"github.com/atlanticproxy/atlanticproxy/engine/proxy"
 	"github.com/atlanticproxy/atlanticproxy/engine/rules"
+	"github.com/atlanticproxy/atlanticproxy/engine/upstream"
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
@@ -98,19 +99,35 @@ func overTCP(servers []string) []string {
 }
 
 func (n *names) dialUpstream(ctx context.Context, network, address string) (net.Conn, error) {
+	return dialBy(n.ups.current())(ctx, network, address)
+}
+
+// dialBy opens connections to DNS servers through u.
+func dialBy(u *upstream.Upstream) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		t, err := targetOf(address)
+		if err != nil {
+			return nil, err
+		}
+		return u.DialStream(ctx, t, nil)
+	}
+}
+
+// targetOf reads host:port.
+func targetOf(address string) (t flow.Target, err error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
 	p, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
-		return nil, fmt.Errorf("port %q: %w", port, err)
+		return t, fmt.Errorf("port %q: %w", port, err)
 	}
-	t := flow.Target{Port: uint16(p)}
+	t.Port = uint16(p)
 	if t.Addr, err = netip.ParseAddr(host); err != nil {
 		t.Name = host
 	}
-	return n.ups.current().DialStream(ctx, t, nil)
+	return t, nil
 }
 
 var errNoResolver = errors.New("this machine has no DNS resolver to ask")
@@ -126,6 +143,24 @@ func (n *names) exchange(ctx context.Context, query []byte) ([]byte, error) {
 		return nil, errNoResolver
 	}
 	return remote.Exchange(ctx, query)
+}
+
+// through asks the configured servers for a name's addresses by way of u, and
+// nobody else: who looks the name up is who carries its flows.
+func (n *names) through(ctx context.Context, u *upstream.Upstream, name string) ([]netip.Addr, error) {
+	c := n.remote.Load()
+	if c == nil || n.localName(name) {
+		return nil, nil
+	}
+	if u != n.ups.current() {
+		var err error
+		if c, err = dns.NewClient(dns.ClientOptions{Servers: n.servers, Dial: dialBy(u), Log: n.log}); err != nil {
+			return nil, err
+		}
+		defer c.Close()
+	}
+	addrs, err := c.LookupNetIP(ctx, name)
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return n.refuses(name, a, false) }), err
 }
 
 // local asks the resolvers of this network.

@@ -53,8 +53,15 @@ func Upstream6(i int) netip.Addr {
 //
 //	v4.test, v6.test      one family only        closed.test     refuses
 //	nx.test               does not exist         blackhole.test  swallows
+//	dead6.test            IPv6 refuses           hole.test       its first address swallows
+//	many.test             the last of 10 lives
 //	alias.test            CNAME of example.test  dns.test        the name server
 func zone() *origin.Zone {
+	many := []netip.Addr{Closed4()}
+	for len(many) < 9 {
+		many = append(many, many[len(many)-1].Next())
+	}
+	many = append(many, Origin4())
 	return &origin.Zone{
 		Any: []netip.Addr{Origin4(), Origin6()},
 		Hosts: map[string][]netip.Addr{
@@ -63,6 +70,9 @@ func zone() *origin.Zone {
 			"closed.test":    {Closed4(), Closed6()},
 			"blackhole.test": {Blackhole4(), Blackhole6()},
 			"dns.test":       {DNS4(), DNS6()},
+			"dead6.test":     {Closed6(), Origin4()},
+			"hole.test":      {Blackhole4(), Origin4()},
+			"many.test":      many,
 		},
 		Missing: map[string]bool{"nx.test": true},
 		CNAME:   map[string]string{"alias.test": "example.test"},

@@ -49,16 +49,19 @@ const (
 
 // Options are what a Handler works with. Current and Direct must be set.
 type Options struct {
-	Rules   *rules.Set                                           // nil: everything is Auto
-	Current func() *upstream.Upstream                            // carries Auto; may change between flows; never returns nil
-	Named   func(name string) *upstream.Upstream                 // nil if there is none of that name
-	Direct  *upstream.Upstream                                   // carries Direct
-	UDP     UDPPolicy                                            //
-	Local   func(name string, a netip.Addr) bool                 // is this machine or in its network (by its name alone if a is not valid): direct, unless a rule says otherwise; may be nil
-	Resolve func(netip.Addr) (name string, fake bool)            // of a fake address, or one that a name was seen to have; may be nil
-	DNS     flow.Handler                                         // gets flows to port 53 that came by the TUN; may be nil
-	Blocked func() bool                                          // true: everything but DNS is refused; may be nil
-	Process func(network string, src, dst netip.AddrPort) string // path of the program that owns a socket; may be nil
+	Rules   *rules.Set                                // nil: everything is Auto
+	Current func() *upstream.Upstream                 // carries Auto; may change between flows; never returns nil
+	Named   func(name string) *upstream.Upstream      // nil if there is none of that name
+	Direct  *upstream.Upstream                        // carries Direct
+	UDP     UDPPolicy                                 //
+	Local   func(name string, a netip.Addr) bool      // is this machine or in its network (by its name alone if a is not valid): direct, unless a rule says otherwise; may be nil
+	Resolve func(netip.Addr) (name string, fake bool) // of a fake address, or one that a name was seen to have; may be nil
+	// Addresses are those of a name, as asked through u; none if the name is not
+	// to be tried by address. May be nil.
+	Addresses func(ctx context.Context, u *upstream.Upstream, name string) ([]netip.Addr, error)
+	DNS       flow.Handler                                         // gets flows to port 53 that came by the TUN; may be nil
+	Blocked   func() bool                                          // true: everything but DNS is refused; may be nil
+	Process   func(network string, src, dst netip.AddrPort) string // path of the program that owns a socket; may be nil
 	// Owner tells whose a socket is, as platform.Owners does; nil if the system
 	// cannot: then all apps have the service's rights.
 	Owner func(network string, local, remote netip.AddrPort) (uid uint32, ok bool)

@@ -93,18 +93,17 @@ func (h *Handler) acceptFirst(ctx context.Context, l *live, p flow.Pending) legs
 // dial connects to the flow's target and sends the app's first bytes.
 func (h *Handler) dial(ctx context.Context, l *live, first []byte) (flow.StreamConn, error) {
 	h.phases.added.Add(time.Since(l.flow.Start))
-	var tr upstream.Trace
-	ctx = upstream.WithTrace(ctx, &tr)
 	if l.process != "" {
 		ctx = upstream.WithApp(ctx, l.process)
 	}
 	if l.guarded && l.flow.Target.Name != "" {
 		ctx = upstream.WithGuard(ctx, h.guardOf(l.flow))
 	}
-	c, err := l.u.DialStream(ctx, l.flow.Target, first)
-	l.trace.Store(&tr)
+	d := h.dialTarget(ctx, l, first)
+	c, tr, err := d.c, d.tr, d.err
+	l.trace.Store(tr)
 	h.outcome(ctx, l.u, l.flow.Target.Host(), err)
-	h.phases.note(l.rules, &tr)
+	h.phases.note(l.rules, tr)
 	if err != nil {
 		h.refused.Add(1)
 		h.opts.Log.Debug("flow failed", "flow", l.flow.ID, "via", l.via, "error", err)

@@ -56,6 +56,7 @@ type Error struct {
 	Err      error       // what happened
 	Hint     string      // "" if there is nothing useful to say
 	Status   int         // the proxy's: HTTP's, or below 100 a SOCKS5 reply; 0 if it gave none
+	Silent   bool        // it was reached, and did not answer in time: perhaps the target did not
 
 	words map[string]string // header fields of the answer, names in lower case
 }
@@ -122,7 +123,9 @@ func talkFault(what string, err error) *Error {
 	}
 	switch {
 	case isTimeout(err):
-		return fault(Timeout, fmt.Errorf("%s: connected, but no complete answer in time", what), "the proxy is overloaded, or this is not a proxy's port")
+		e := fault(Timeout, fmt.Errorf("%s: connected, but no complete answer in time", what), "the proxy is overloaded, or this is not a proxy's port")
+		e.Silent = true
+		return e
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fault(Protocol, fmt.Errorf("%s: the proxy closed the connection before it answered", what), "check that scheme and port are right")
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):

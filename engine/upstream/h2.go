@@ -107,7 +107,9 @@ func (p *sessions) connect(ctx context.Context, a ask, limit patience) (flow.Str
 			a.ahead, tr.refused, last = false, true, err
 			continue
 		case errors.Is(err, errSilent), errors.Is(err, context.DeadlineExceeded):
-			return nil, nil, fault(Timeout, fmt.Errorf("CONNECT: %w", errSilent), "the proxy is overloaded")
+			e := fault(Timeout, fmt.Errorf("CONNECT: %w", errSilent), "the proxy is overloaded")
+			e.Silent = true
+			return nil, nil, e
 		case err != nil:
 			return nil, nil, talkFault("CONNECT", err)
 		case st == nil:

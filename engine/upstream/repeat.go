@@ -30,6 +30,9 @@ const (
 	always
 )
 
+// MayRepeat says that a client's first bytes may be on several ways at once.
+func MayRepeat(first []byte) bool { return repeatOf(first) == always }
+
 // repeatOf reads the first bytes of a client.
 func repeatOf(b []byte) repeat {
 	if len(b) >= 6 && b[0] == tlsHandshake {
