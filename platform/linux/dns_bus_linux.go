@@ -256,6 +256,56 @@ func texts(addrs []netip.Addr) []string {
 	return s
 }
 
+// networkManagerDNS are the resolvers and domains of the connections that are up
+// now, the one with the default route first: what it would write without us.
+func networkManagerDNS(bus string) (servers []netip.Addr, domains []string) {
+	_ = onBus(bus, func(ctx context.Context, conn *dbus.Conn) error {
+		if !hasOwner(ctx, conn, nmName) {
+			return nil
+		}
+		var primary dbus.ObjectPath
+		var active []dbus.ObjectPath
+		manager := conn.Object(nmName, nmPath)
+		if err := errors.Join(manager.StoreProperty(nmName+".PrimaryConnection", &primary), manager.StoreProperty(nmName+".ActiveConnections", &active)); err != nil {
+			return err
+		}
+		for _, path := range slices.Concat([]dbus.ObjectPath{primary}, active) {
+			for _, family := range []string{"4", "6"} {
+				var config dbus.ObjectPath
+				if conn.Object(nmName, path).StoreProperty(nmName+".Connection.Active.Ip"+family+"Config", &config) != nil || config == "/" {
+					continue
+				}
+				object, name := conn.Object(nmName, config), nmName+".IP"+family+"Config."
+				var wire [][]byte
+				if family == "4" {
+					var four []map[string]dbus.Variant
+					_ = object.StoreProperty(name+"NameserverData", &four)
+					for _, s := range four {
+						text, _ := s["address"].Value().(string)
+						if a, err := netip.ParseAddr(text); err == nil {
+							wire = append(wire, a.AsSlice())
+						}
+					}
+				} else {
+					_ = object.StoreProperty(name+"Nameservers", &wire)
+				}
+				for _, b := range wire {
+					if a, ok := netip.AddrFromSlice(b); ok && !slices.Contains(servers, a) {
+						servers = append(servers, a)
+					}
+				}
+				for _, property := range []string{"Domains", "Searches"} {
+					var more []string
+					_ = object.StoreProperty(name+property, &more)
+					domains = append(domains, more...)
+				}
+			}
+		}
+		return nil
+	})
+	return servers[:min(len(servers), maxServers)], domains
+}
+
 // revertNetworkManager empties the global configuration if it is still ours. A
 // NetworkManager that does not run keeps it on disk: errLater.
 func revertNetworkManager(bus string, o op) error {

@@ -327,6 +327,11 @@ func (h *Host) formerResolvConf() []byte {
 // ones are left out: their own queries would come back to us.
 func (h *Host) formerServers() []netip.Addr {
 	servers := nameservers(h.formerResolvConf())
+	if h.dnsInForce() == dnsNetworkManager { // its file says nothing else while it names us
+		if now, _ := networkManagerDNS(h.system.bus); len(now) > 0 {
+			servers = now
+		}
+	}
 	if slices.ContainsFunc(servers, isResolvedStub) {
 		if s, err := snapshotFile(h.system.resolvedConf); err == nil {
 			servers = nameservers(s.Content)
@@ -346,6 +351,11 @@ func (h *Host) searchDomains() []string {
 	if name, err := h.system.hostname(); err == nil && len(domains) == 0 {
 		if _, domain, ok := strings.Cut(name, "."); ok {
 			domains = append(domains, domain)
+		}
+	}
+	if h.dnsInForce() == dnsNetworkManager {
+		if servers, now := networkManagerDNS(h.system.bus); len(servers) > 0 {
+			domains = now
 		}
 	}
 	if slices.ContainsFunc(nameservers(content), isResolvedStub) || h.dnsInForce() == dnsResolved {

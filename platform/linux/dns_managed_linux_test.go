@@ -127,3 +127,27 @@ func TestNetworkManagerEdited(t *testing.T) {
 		}
 	}, generated)
 }
+
+// A machine that NetworkManager takes into another network has its servers and
+// domains, although the file names us.
+func TestNetworkManagerRoams(t *testing.T) {
+	if !inDebian(t, "desktop") {
+		return
+	}
+	startNetworkManager(t)
+	m := debianMachine(t)
+	h := m.open(t)
+	upNamed(t, h)
+	is := func(server, domain string) {
+		t.Helper()
+		waitFor(t, server+" and "+domain, func() bool {
+			c := h.Uplink()
+			return slices.Equal(c.DNS, []netip.Addr{netip.MustParseAddr(server)}) && slices.Equal(c.Search, []string{domain})
+		})
+	}
+	is("192.168.7.1", "lan.example")
+	run(t, "nmcli", "connection", "modify", "eth0", "ipv4.dns", "192.168.8.1", "ipv4.dns-search", "roam.example",
+		"ipv4.addresses", "192.168.8.2/24", "ipv4.gateway", "192.168.8.1")
+	run(t, "nmcli", "connection", "up", "eth0")
+	is("192.168.8.1", "roam.example")
+}
