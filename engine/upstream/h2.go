@@ -86,10 +86,9 @@ func (p *sessions) connect(ctx context.Context, a ask, limit patience) (flow.Str
 		if a.alone() && !serves(session) {
 			a.ahead = false
 		}
-		if r.early, r.alone = nil, false; a.ahead {
-			if a.goAhead(); a.ahead {
-				r.early, r.alone = a.early, a.alone()
-			}
+		a.goAhead()
+		if r.early, r.alone = nil, a.alone(); a.ahead {
+			r.early = a.early
 		}
 		begin := time.Now()
 		bounded, cancel := context.WithTimeoutCause(ctx, limit.connect, errSilent)

@@ -47,11 +47,14 @@ func (p *sessions) ask(ctx context.Context, s *h2.Session, r tunnelRequest) (*h2
 	}
 }
 
-// serves says that s will take up one more request at once, so that no other
-// session need be asked: it is alive, and has served as many before.
+// serves says that s, in which the caller has a place, will take up its request
+// at once, so that no other session need be asked: it is alive, and has served
+// as many streams before. What it serves may depend on the target: nghttpx 1.52
+// answers 8 requests to one host in a session, and lets others wait (27 November
+// 2026), so that more than any proxy serves are not believed in.
 func serves(s *h2.Session) bool {
-	served, record := s.Answered()
-	return s.Load().Quiet <= h2Stale && (served == 0 || !record)
+	l := s.Load()
+	return l.Quiet <= h2Stale && l.Streams <= max(1, min(s.Proven(), h2LeastTold))
 }
 
 // hedgeAfter is how long an answer may take.
