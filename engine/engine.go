@@ -86,6 +86,7 @@ type Engine struct {
 	tries      int       // retries since the last success
 	broken     bool      // pipe has died of itself
 	looked     time.Time // when the upstream was last looked at
+	guard      guard
 
 	quitOnce sync.Once
 	work     sync.WaitGroup // of all jobs
@@ -230,8 +231,10 @@ func (e *Engine) serve(ctx context.Context) {
 		}
 		select {
 		case <-e.ended:
+			e.endGuard()
 			return
 		default:
+			e.keepGuard()
 			e.publish()
 		}
 	}
@@ -242,6 +245,7 @@ func (e *Engine) network(c platform.NetChange) {
 	e.names.setNetwork(c)
 	e.names.switched() // what is open leaves by the former network
 	e.ups.flush()
+	e.endGuard()
 	if c.Up && (e.m.state == api.Blocked || e.m.state == api.Off && e.m.want) {
 		e.timer.Reset(0)
 	}

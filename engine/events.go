@@ -25,6 +25,11 @@ type (
 		up  *upstream.Upstream
 		err error
 	}
+	// gone is an upstream that cannot be connected to any more; see guard.
+	gone struct {
+		up  *upstream.Upstream
+		err error
+	}
 	// changed is something that status shows and that Run does not decide.
 	changed struct{}
 	// done is a job that has ended; result is one of those below.
@@ -63,6 +68,8 @@ func (e *Engine) handle(ev event) {
 		}
 	case suspect:
 		e.suspected(ev)
+	case gone:
+		e.lost(ev)
 	case changed: // to be published
 	case done:
 		e.finished(ev)

@@ -53,7 +53,7 @@ func NewGroup(name string, r *resolve.Resolver, o Options) (*Upstream, error) {
 	}
 	g := &group{name: name, r: r, avoid: make(map[avoided]time.Time)}
 	g.members = members{opts: o, name: name, byEP: make(map[*resolve.Endpoint]*member), gates: make(map[gatewayKey]*gateway)}
-	u := &Upstream{spec: Spec{Name: name, Scheme: schemeGroup}, streams: g, group: g}
+	u := &Upstream{spec: Spec{Name: name, Scheme: schemeGroup}, streams: g, group: g, net: &netDialer{opts: o}}
 	u.packets = packets{u, g}
 	return u, nil
 }

@@ -104,6 +104,7 @@ type Upstream struct {
 	stats   counters
 	prover  *prover // of early data; nil if there is none
 	group   *group  // nil if it is one proxy
+	net     *netDialer
 
 	// hold keeps streams usable until release is called.
 	hold func() (release func())
@@ -117,8 +118,8 @@ func New(s Spec, o Options) (*Upstream, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Upstream{spec: s, hold: func() func() { return func() {} }}
 	nd := &netDialer{opts: o}
+	u := &Upstream{spec: s, net: nd, hold: func() func() { return func() {} }}
 	switch s.Scheme {
 	case proxy.Direct:
 		if o.ResolveTarget != nil {
