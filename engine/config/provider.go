@@ -47,14 +47,6 @@ type Provider struct {
 	Policy  string        // of Policies
 }
 
-// Group is one [[group]]: several upstreams and providers used as one.
-type Group struct {
-	Name    string
-	Members []string // names of upstreams and providers, in order
-	Policy  string   // of Policies
-	Weights []int    // of the members, empty or one for each; for policy weighted
-}
-
 // Kinds are what Provider.Kind can be.
 func Kinds() []string { return append(assets.Providers(), "list") }
 
@@ -89,13 +81,6 @@ type rawProvider struct {
 	URL       string  `toml:"url"`
 	Refresh   string  `toml:"refresh"`
 	Policy    string  `toml:"policy"`
-}
-
-type rawGroup struct {
-	Name    string   `toml:"name"`
-	Members []string `toml:"members"`
-	Policy  string   `toml:"policy"`
-	Weights []int    `toml:"weights"`
 }
 
 func validateProviders(src *source, r *raw, c *Config) error {
@@ -158,90 +143,6 @@ func makeProvider(r rawProvider) (p Provider, key, hint string, err error) {
 	return checkList(r, p)
 }
 
-// Account is what the vendor's template makes of p, which is not a list: what
-// the vendor does not take is an error. It reads the files that p names.
-func (p Provider) Account() (*resolve.Account, error) {
-	t, err := p.template()
-	if err != nil {
-		return nil, err
-	}
-	mode, err := resolve.ParseSession(p.Session)
-	if err != nil {
-		return nil, err
-	}
-	a := &resolve.Account{
-		Name: p.Name, Template: t, Username: p.Username, Password: p.Password,
-		Vars:    map[string]string{"country": p.Country, "state": p.State, "city": p.City, "zone": p.Zone, "isp": p.ISP},
-		Session: mode, Pinned: p.Pinned,
-		UsernameFormat: p.UsernameFormat, PasswordFormat: p.PasswordFormat,
-		Scheme: p.Scheme, Host: p.Host, Port: uint16(p.Port),
-	}
-	for _, port := range p.Ports {
-		a.Ports = append(a.Ports, uint16(port))
-	}
-	ca, err := readCA(p.CA)
-	if err != nil {
-		return nil, err
-	}
-	a.Attached = proxy.Spec{CA: ca, NoEarly: !p.EarlyData}
-	if p.Password == "" && p.PasswordFrom != "" {
-		check := *a
-		check.Password = "not read yet"
-		return a, check.Validate()
-	}
-	return a, a.Validate()
-}
-
-// template reads the vendor's file: the user's own, or the built-in one.
-func (p Provider) template() (*resolve.Template, error) {
-	file, read := p.Kind+".toml", func() ([]byte, error) { return assets.Provider(p.Kind) }
-	if p.Template != "" {
-		file, read = p.Template, func() ([]byte, error) {
-			data, _, err := readFile(p.Template, maxFileBytes)
-			if err != nil {
-				err = errTemplate{fmt.Errorf("template: %w", withoutPath(err))}
-			}
-			return data, err
-		}
-	}
-	data, err := read()
-	if err != nil {
-		return nil, err
-	}
-	t, err := resolve.ParseTemplate(file, data)
-	if err != nil {
-		return nil, errTemplate{err}
-	}
-	return t, nil
-}
-
-// errTemplate is what is wrong with a vendor's file.
-type errTemplate struct{ error }
-
-func (e errTemplate) Unwrap() error { return e.error }
-
-// failProvider places what Provider.Account has said.
-func (s *source) failProvider(i int, p Provider, err error) error {
-	key, hint := "kind", ""
-	var pe *proxy.Error
-	var ve *resolve.ParamError
-	switch {
-	case errors.As(err, &errCA{}):
-		key, hint = "ca", "the absolute path of a PEM file that the service can read"
-	case errors.As(err, &errTemplate{}):
-		key, hint = "template", "a provider file, as in assets/providers"
-	case errors.As(err, &ve):
-		key, hint = ve.Param, ve.Hint
-	case errors.As(err, &pe):
-		key = pe.Field
-	}
-	path := fmt.Sprintf("provider[%d]", i)
-	if _, given := s.keys[path+"."+key]; given {
-		path += "." + key
-	}
-	return s.wrong(path, fmt.Sprintf("provider %q", p.Name), hint, err)
-}
-
 // checkList keeps the keys of lists and of vendors apart.
 func checkList(r rawProvider, p Provider) (_ Provider, key, hint string, err error) {
 	if p.Kind != "list" {
@@ -298,76 +199,6 @@ func transport(pool *int, early *string) (n int, on bool, key string, err error)
 	return n, on, "", nil
 }
 
-func validateGroups(src *source, r *raw, c *Config) error {
-	for i, rg := range r.Group {
-		path := fmt.Sprintf("group[%d]", i)
-		if err := c.checkName(src, path, "group", i, rg.Name); err != nil {
-			return err
-		}
-		g := Group(rg)
-		if g.Policy == "" {
-			g.Policy = "latency"
-		}
-		if err := oneOf(src, path+".policy", g.Policy, Policies()...); err != nil {
-			return err
-		}
-		if len(g.Members) == 0 {
-			return src.fail(path, `members = ["NAME", "NAME"]`, "group %q has no members", g.Name)
-		}
-		names := c.memberNames()
-		for j, m := range g.Members {
-			if !slices.Contains(names, m) || slices.Contains(g.Members[:j], m) {
-				return src.fail(fmt.Sprintf("%s.members[%d]", path, j), "upstreams (but direct) and providers, each once: "+strings.Join(names[:min(len(names), 12)], ", "),
-					"group %q: member %d is none, or there twice", g.Name, j+1)
-			}
-		}
-		if len(g.Weights) > 0 && (len(g.Weights) != len(g.Members) || slices.Min(g.Weights) < 1 || slices.Max(g.Weights) > 1000) {
-			return src.fail(path+".weights", "one number from 1 to 1000 for each member", "group %q: weights do not fit the members", g.Name)
-		}
-		c.Groups = append(c.Groups, g)
-	}
-	return nil
-}
-
-// memberNames are the names of what can be in a group.
-func (c *Config) memberNames() (names []string) {
-	for _, u := range c.Upstreams {
-		if u.URL != "direct://" {
-			names = append(names, u.Name)
-		}
-	}
-	for _, p := range c.Providers {
-		names = append(names, p.Name)
-	}
-	return names
-}
-
-// Names are the names of all upstreams, providers and groups, in this order;
-// the first is in use unless the user chose another.
-func (c *Config) Names() (names []string) {
-	for _, u := range c.Upstreams {
-		names = append(names, u.Name)
-	}
-	for _, p := range c.Providers {
-		names = append(names, p.Name)
-	}
-	for _, g := range c.Groups {
-		names = append(names, g.Name)
-	}
-	return names
-}
-
-// checkName refuses a name that is no name or taken.
-func (c *Config) checkName(src *source, path, what string, i int, name string) error {
-	if err := checkUpstreamName(name); err != nil {
-		return src.fail(path+".name", "a short word such as \"office\"", "%s %d: %v", what, i+1, err)
-	}
-	if slices.ContainsFunc(c.Names(), func(n string) bool { return strings.EqualFold(n, name) }) { // or a typing error chooses another
-		return src.fail(path+".name", "give each its own name", "%s %d has the name %q, which is taken", what, i+1, name)
-	}
-	return nil
-}
-
 func (p Provider) fields() []field {
 	out := []field{{"name", Quote(p.Name)}, {"kind", Quote(p.Kind)}}
 	for _, f := range []field{
@@ -402,14 +233,6 @@ func transportFields(pool int, early bool) (out []field) {
 	}
 	if !early {
 		out = append(out, field{"early_data", `"off"`})
-	}
-	return out
-}
-
-func (g Group) fields() []field {
-	out := []field{{"name", Quote(g.Name)}, {"members", quoteList(g.Members)}, {"policy", Quote(g.Policy)}}
-	if len(g.Weights) > 0 {
-		out = append(out, field{"weights", numbers(g.Weights)})
 	}
 	return out
 }

@@ -5,6 +5,7 @@ package config
 import (
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -59,6 +60,7 @@ func TestSecretsStayOut(t *testing.T) {
 		"group":    {"name": "'g'", "members": "['z']"},
 		"rule":     {"domain": "['d.test']", "via": "'direct'"},
 	}
+	path := write(t, 0o600, "")
 	for _, secret := range canaries {
 		for _, section := range schema("") {
 			for _, key := range append(schema(section), "pasword") {
@@ -84,7 +86,7 @@ func TestSecretsStayOut(t *testing.T) {
 					if key == "url" && section == "provider" {
 						text += "name = 'p'\nkind = 'list'\n"
 					}
-					checkSilent(t, section+"."+key, text, secret, slices.Contains(public, key))
+					checkSilent(t, path, section+"."+key, text, secret, slices.Contains(public, key))
 				}
 			}
 		}
@@ -95,19 +97,20 @@ func TestSecretsStayOut(t *testing.T) {
 			"[tun]\nmtu = '" + secret + "'\nmtu = 1", "upstream = '" + secret + "'", "upstream = [{name = 'a', pasword = '" + secret + "'}]", "[dns]\nservers = [\n'1.1.1.1',\n'" + secret + "'\n]",
 			"[upstream." + secret + "]\nurl = 1", "[listen]\nproxy = \"\\q" + secret + "\"", "[tun]\nenabled = \"" + secret + "\"", "[tun]\nenabled = 1979-05-27T" + secret,
 		} {
-			checkSilent(t, "text", text, secret, false)
+			checkSilent(t, path, "text", text, secret, false)
 		}
 	}
 }
 
 // checkSilent loads, shows and edits text, and looks for the secret in what comes
 // of that.
-func checkSilent(t *testing.T, what, text, secret string, shown bool) {
+func checkSilent(t *testing.T, path, what, text, secret string, shown bool) {
 	t.Helper()
 	c, err := Parse("f.toml", []byte(text))
-	path := ""
 	if err == nil { // what Load adds
-		path = write(t, 0o600, text)
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, 0o600)); err != nil {
+			t.Fatal(err)
+		}
 		c, err = Load(path)
 	}
 	var said string

@@ -33,9 +33,6 @@ const (
 	SOCKS5 = "socks5"
 )
 
-// Schemes are those that a proxy can have.
-func Schemes() []string { return []string{HTTP, HTTPS, SOCKS5} }
-
 // Spec says what a proxy is. It is a value.
 type Spec struct {
 	Name     string // what people call it
@@ -115,7 +112,7 @@ func (s Spec) Validate() error {
 }
 
 func badScheme() error {
-	return &Error{"scheme", "the scheme is none of " + strings.Join(Schemes(), ", "), "scheme is one of: " + strings.Join(Schemes(), ", ")}
+	return &Error{"scheme", "the scheme is none of http, https, socks5", ""}
 }
 
 // CheckScheme refuses what is no proxy's scheme.
