@@ -59,7 +59,12 @@ func TestFirstStartWithOnlyAList(t *testing.T) {
 			if err := b.prefs(t, api.Prefs{On: ptr(true)}); err != nil {
 				t.Fatal(err)
 			}
-			b.waitFor(t, api.On)
+			var st api.Status
+			for deadline := time.Now().Add(30 * time.Second); st.State != api.On; time.Sleep(5 * time.Millisecond) {
+				if st = b.Status(); st.Cause != "" || time.Now().After(deadline) {
+					t.Fatalf("%s: %s", st.State, st.Cause)
+				}
+			}
 		})
 	}
 }
@@ -140,7 +145,7 @@ func TestListStays(t *testing.T) {
 
 	b.start(t, onlyList(site+"/moved"))
 	b.waitFor(t, api.On)
-	for deadline := time.Now().Add(8 * time.Second); len(b.Status().Warnings) != 1; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); len(b.Status().Warnings) != 1; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%q", b.Status().Warnings)
 		}
