@@ -3,7 +3,6 @@
 package config
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -232,48 +231,4 @@ func write(t *testing.T, mode os.FileMode, text string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// TestHugeIsQuick goes by processor time: other programs may have the rest.
-func TestHugeIsQuick(t *testing.T) {
-	if raceEnabled {
-		t.Skip("SKIPPED: the race detector is slower than what is measured")
-	}
-	for name, in := range map[string]string{
-		"keys":     strings.Repeat("a=1\n", 250000),
-		"many":     "[tun]\n" + manyKeys(60000),
-		"rules":    strings.Repeat("[[rule]]\nport=[1]\nvia='auto'\n", 30000),
-		"tables":   strings.Repeat("[[upstream]]\n", 80000),
-		"list":     "[[rule]]\nvia='auto'\ncidr=[" + strings.Repeat("'10.0.0.1',", 90000) + "]",
-		"dots":     strings.Repeat("a.b.c.d.e.f=1\n", 70000),
-		"quotdots": `"` + strings.Repeat(`a"."`, 200000) + `" = 1`,
-		"string":   "[tun]\nname='" + strings.Repeat("x", 1<<20-20) + "'",
-		"nul":      strings.Repeat("\x00", 1<<20),
-	} {
-		start := processorTime(t)
-		_, err := Parse("f", []byte(in))
-		took := processorTime(t) - start
-		if took > 2*time.Second {
-			t.Errorf("%s: %v", name, took)
-		}
-		t.Log(name, took, err != nil)
-	}
-}
-
-func manyKeys(n int) string {
-	var b strings.Builder
-	for i := range n {
-		fmt.Fprintf(&b, "k%d = %d\n", i, i)
-	}
-	return b.String()
-}
-
-// processorTime is what this process has used so far.
-func processorTime(t *testing.T) time.Duration {
-	t.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
