@@ -228,6 +228,11 @@ func TestContainers(t *testing.T) {
 			t.Errorf("a container's request for %s: %q, %v\n%s", url, out, err, &stderr)
 		}
 	}
+	for _, server := range []string{"198.18.0.2", "198.51.100.53"} { // as its resolv.conf has it
+		if out, err := inside.command("dig", "+short", "+time=3", "+tries=1", "@"+server, "example.test").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "198.18.") {
+			t.Errorf("a container asks %s: %s", server, out)
+		}
+	}
 	noLeaks(t, router, "of a container", append(allow, lanTuple("224.0.0.251:5353"), lanTuple("239.255.255.250:1900"), lanTuple("10.77.0.255:137"))...)
 	s.stop()
 }
@@ -267,10 +272,11 @@ func behind(t *testing.T, l *lab.Lab, device, here, there string) machine {
 	}
 	t.Cleanup(func() { sleep.Process.Kill(); sleep.Wait() })
 	m := machine{l, strconv.Itoa(sleep.Process.Pid)}
-	await(t, "the machine behind "+device, func() bool {
-		a, err := at(t, l, lab.Client, "readlink /proc/"+m.pid+"/ns/net; readlink /proc/self/ns/net")
-		lines := strings.Fields(a)
-		return err == nil && len(lines) == 2 && lines[0] != lines[1]
+	client := strings.TrimSpace(mustOut(t, l, lab.Client, "readlink /proc/self/ns/net"))
+	await(t, "the machine behind "+device, func() bool { // first it is in ours, then in the client's network
+		ours, errOurs := os.Readlink("/proc/self/ns/net")
+		its, err := os.Readlink("/proc/" + m.pid + "/ns/net")
+		return errOurs == nil && err == nil && its != ours && its != client
 	})
 	mustAt(t, l, lab.Client, "ip link add "+device+" type veth peer name eth0 netns "+m.pid)
 	mustAt(t, l, lab.Client, here)
