@@ -18,9 +18,9 @@
 // pool connections without telling whose login is on them. What is passed on here
 // is what came, but for the fields of each hop (RFC 9110 section 7.6) and the
 // framing, which is written anew where it was read in one way only. Connections to
-// targets are kept for further requests of the same user (targets.go). Against
-// net/http a kept-alive request takes half the processor time (bench_test.go,
-// 2026-11-27).
+// targets are kept for further requests of the same user (targets.go). A
+// kept-alive request takes 46 µs of processor time, client and origin included,
+// where net/http took 79 (BenchmarkPlainHTTP, 2026-11-27).
 //
 // The Handler gets the app's *net.TCPConn itself wherever no byte beyond the
 // handshake has been read, so that copying can splice; else what it gets is a
