@@ -264,10 +264,28 @@ func (s *Server) ask(ctx context.Context, q *request) (*dns.Msg, error) {
 		}
 	}
 	r, err := exchange(ctx, s.opt.Exchange, q.msg)
-	if err == nil {
-		s.filter(r)
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	s.filter(r)
+	if q.local && s.opt.Mode == FakeIP && len(r.Answer) > 0 {
+		s.disguise(r)
+	}
+	return r, nil
+}
+
+// disguise gives a name that exists, of a search domain that is a public one,
+// its fake address: the upstream is sent the name, as of other public names.
+func (s *Server) disguise(r *dns.Msg) {
+	ttl := uint32(min(lifetime(r), negativeTTL*time.Second) / time.Second)
+	name, fake := canonical(r.Question[0].Name), new(dns.Msg)
+	if !isHostName(name) || s.fakeAnswer(fake, r.Question[0], name) == nil {
+		return // nothing that leads to a connection
+	}
+	for _, rr := range fake.Answer {
+		rr.Header().Ttl = ttl
+	}
+	r.Rcode, r.Answer, r.Ns, r.Extra = fake.Rcode, fake.Answer, fake.Ns, nil
 }
 
 // exchange asks by a fresh query, and trusts only an answer to that one.
