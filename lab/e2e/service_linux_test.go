@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,6 +28,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "SKIPPED: not root: the end-to-end tests make network namespaces; run them as root")
 		os.Exit(m.Run()) // each test skips itself
 	}
+	// Under nohup SIGHUP is ignored, which the programs would inherit; a signal that
+	// is caught here is not (execve(2)).
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	os.Exit(run(m))
 }
 
