@@ -40,7 +40,11 @@ func wayOut(t *testing.T, l *lab.Lab) string {
 // truthful fails if the status is not what happens to an app's request.
 func (s *service) truthful() {
 	s.t.Helper()
-	way, st := wayOut(s.t, s.lab), s.status()
+	st := s.status()
+	for end := time.Now().Add(10 * time.Second); st.State == api.Starting && time.Now().Before(end); st = s.status() { // it says nothing yet
+		time.Sleep(20 * time.Millisecond)
+	}
+	way := wayOut(s.t, s.lab)
 	text, _, _ := s.cli("status")
 	switch {
 	case st.State == api.On && (way != proxied || st.Upstream.Name != "one"),
