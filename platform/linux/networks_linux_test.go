@@ -156,11 +156,7 @@ ip route add 128.0.0.0/1 dev tun9`) // as OpenVPN does
 	run(t, "ip", "link", "del", "tun9")
 	waitFor(t, "the end of the warning", func() bool { return len(h.Warnings()) == 0 })
 
-	runLines(t, `
-ip tuntap add wg1 mode tun
-ip link set wg1 up
-ip route add default dev wg1 table 51820
-ip rule add not fwmark 51820 table 51820`) // as wg-quick does: before our rules, as it comes later
+	runLines(t, wgQuick) // before our rules, as it comes later
 	waitFor(t, "a warning that apps go another way", warned("leaves by wg1, not through AtlanticProxy"))
 	leaves(t, "with wg-quick", map[string]string{"203.0.113.9 mark 51820": "eth0"})
 }
@@ -196,6 +192,28 @@ func TestKilledBesideAnotherTunnel(t *testing.T) {
 func withoutResolvConf(s string) string {
 	before, _, _ := strings.Cut(s, "resolv.conf:")
 	return before
+}
+
+// wgQuick is what wg-quick does for AllowedIPs = 0.0.0.0/0.
+const wgQuick = `
+ip tuntap add wg1 mode tun
+ip link set wg1 up
+ip route add default dev wg1 table 51820
+ip rule add not fwmark 51820 table 51820`
+
+func TestAnotherTunnelComesAfterUs(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	runLines(t, wgQuick)
+	h := newMachine(t).open(t)
+	up(t, h)
+	leaves(t, "after wg-quick", map[string]string{
+		"203.0.113.9": "atlantic0", "203.0.113.9 mark 0x41540000": "eth0", "203.0.113.9 mark 51820": "eth0",
+	})
+	if w := h.Warnings(); len(w) != 1 || !strings.Contains(w[0], "comes before wg1") {
+		t.Errorf("warnings: %q", w)
+	}
 }
 
 // TR-02: strict reverse-path checks of an interface that appears while we are on

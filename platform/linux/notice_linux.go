@@ -11,6 +11,9 @@ import (
 	"github.com/atlanticproxy/atlanticproxy/platform"
 )
 
+// nobodysMark is looked up with for the way that packets would take without us.
+const nobodysMark = 0x7fe10000
+
 // elsewhere are addresses that lie in the Internet for every machine. They are
 // only looked up, nothing is sent there.
 func elsewhere() []netip.Addr {
@@ -56,8 +59,14 @@ func (h *Host) tunnels(tun string, to netip.Addr) (found []string) {
 	if first, err := wayTo(to, 0); err == nil && first.Attrs().Name != tun {
 		found = append(found, fmt.Sprintf("what apps send leaves by %s, not through AtlanticProxy: a policy rule of another program comes before ours; end that program, or AtlanticProxy", first.Attrs().Name))
 	}
-	if own, err := wayTo(to, mark); err == nil && own.Attrs().Name != tun && isTunnel(own) {
+	own, err := wayTo(to, mark)
+	if err != nil || own.Attrs().Name == tun {
+		return found
+	}
+	if isTunnel(own) {
 		found = append(found, fmt.Sprintf("the upstream is reached through %s, another tunnel; unless its program marks its own packets, they come back to AtlanticProxy: let it go direct by a [[rule]]", own.Attrs().Name))
+	} else if without, err := wayTo(to, nobodysMark); err == nil && isTunnel(without) && without.Attrs().Name != tun {
+		found = append(found, fmt.Sprintf("AtlanticProxy comes before %s, another tunnel that takes everything: nothing of what is carried goes through it", without.Attrs().Name))
 	}
 	return found
 }
