@@ -56,6 +56,11 @@ func TestOtherNetworks(t *testing.T) {
 	h := m.open(t)
 	up(t, h)
 	leaves(t, "before up", theirs)
+	cfg := everything()
+	cfg.LAN = false // of the uplink
+	applyTo(t, h, cfg)
+	theirs["192.168.7.77"], theirs["fd00:7::77"] = "atlantic0", "atlantic0"
+	leaves(t, "without lan", theirs)
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
