@@ -7,6 +7,24 @@ import "time"
 // lives as long as both its ends do, and keep-alive probes tell when one is gone.
 // What upstream's pools, sessions and proofs time for themselves is beside them.
 const (
+	// DialWithin is for TCP to one address, TLSWithin for the handshake of TLS,
+	// HandshakeWithin for that of the proxy protocol, ResolveWithin for a name that
+	// is not resolved at the far end; SetupWithin is for all of them together: an
+	// app of the TUN whose SYN is held sends two more by then (RFC 6298).
+	DialWithin      = 5 * time.Second
+	TLSWithin       = 5 * time.Second
+	HandshakeWithin = 10 * time.Second
+	ResolveWithin   = 5 * time.Second
+	SetupWithin     = 15 * time.Second
+	// NextAddressAfter is when the next address of a name is tried beside the one
+	// before (RFC 8305 section 5).
+	NextAddressAfter = 250 * time.Millisecond
+	// SessionDeadAfter ends an HTTP/2 session, and all its streams, whose proxy
+	// has not answered a PING for so long; SessionSuspectAfter sends new requests
+	// elsewhere.
+	SessionDeadAfter    = 10 * time.Second
+	SessionSuspectAfter = 2 * time.Second
+
 	// AcceptWithin is for the handshake between this machine's kernel and an app
 	// that has been let in: three lost SYNs or ACKs (RFC 6298).
 	AcceptWithin = 15 * time.Second
@@ -30,12 +48,12 @@ const (
 	KeepAliveInterval = 15 * time.Second
 	KeepAliveCount    = 4
 	// FarKeepAliveIdle, -Interval and -Count are for connections into the network:
-	// often enough for a NAT on the way, and given up as late as a kernel gives up
-	// by itself (RFC 1122 section 4.2.3.6, two hours): an idle connection
-	// outlives a network that was away.
+	// often enough for a NAT on the way, and given up as late as a NAT may forget
+	// an idle connection (RFC 5382 REQ-5: two hours and four minutes): it outlives
+	// a network that was away.
 	FarKeepAliveIdle     = 45 * time.Second
 	FarKeepAliveInterval = time.Minute
-	FarKeepAliveCount    = 120
+	FarKeepAliveCount    = 124
 	// IdleTranslation is after how much silence the kernel path forgets a
 	// connection: longer than keep-alive takes to find out, so that the entry
 	// never dies before the connection.

@@ -16,13 +16,13 @@ import (
 // How long each step may take. A flow's whole set-up ends within
 // setupTimeout.
 const (
-	dialTimeout      = 5 * time.Second        // TCP to one address
-	tlsTimeout       = 5 * time.Second        // TLS handshake
-	handshakeTimeout = 10 * time.Second       // proxy handshake
-	setupTimeout     = 15 * time.Second       // all of them together
-	resolveTimeout   = 5 * time.Second        // a name, when direct or the upstream's own
-	attemptDelay     = 250 * time.Millisecond // between parallel attempts (RFC 8305 section 5)
-	maxAddrs         = 8                      // tried of one name
+	dialTimeout      = flow.DialWithin
+	tlsTimeout       = flow.TLSWithin
+	handshakeTimeout = flow.HandshakeWithin
+	setupTimeout     = flow.SetupWithin
+	resolveTimeout   = flow.ResolveWithin
+	attemptDelay     = flow.NextAddressAfter
+	maxAddrs         = 8 // tried of one name
 )
 
 // netDialer opens the sockets of all dialers, through Options.Control.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 const (
@@ -22,9 +24,9 @@ const (
 	askIdle     = 30 * time.Second // if there were some in the last keptFor
 	activeFor   = 10 * time.Second
 	keptFor     = 5 * time.Minute
-	suspectTime = 2 * time.Second  // without an answer to PING: requests go elsewhere
-	deadTime    = 10 * time.Second // without one: the session ends
-	urgentTime  = 3 * time.Second  // the same after Retire
+	suspectTime = flow.SessionSuspectAfter
+	deadTime    = flow.SessionDeadAfter
+	urgentTime  = 3 * time.Second // the same after Retire
 )
 
 // path is what PINGs have told about the way to the peer and back.
