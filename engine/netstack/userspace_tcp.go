@@ -166,7 +166,7 @@ const maxSegment = 1460
 
 // resetWithin is how long a SYN waits for the reset of the connection before it:
 // gVisor needs microseconds for it, unless there is none.
-const resetWithin = 5 * time.Millisecond
+const resetWithin = 100 * time.Millisecond
 
 // prepareSYN shows p, before gVisor sees it, to what must be done first if it is
 // a SYN.
@@ -224,7 +224,7 @@ func forgetOldTuple(s *stack.Stack, proto tcpip.NetworkProtocolNumber, id stack.
 		if time.Since(begin) > resetWithin {
 			break
 		}
-		time.Sleep(resetWithin / 100)
+		time.Sleep(50 * time.Microsecond)
 	}
 	switch state {
 	case tcp.StateCloseWait, tcp.StateFinWait1, tcp.StateFinWait2, tcp.StateClosing, tcp.StateTimeWait, tcp.StateLastAck:
