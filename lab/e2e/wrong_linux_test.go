@@ -338,7 +338,7 @@ func TestWithoutRights(t *testing.T) {
 			if code != 4 {
 				t.Errorf("%v: exit code %d", verb, code)
 			}
-			contains(t, out, "you may not do this", "group atlantic")
+			contains(t, out, "you may not do this", "run with sudo")
 		}
 		s.must("up")
 		if out, code := inClient(t, l, append(atlantic, "down")...); code != 4 {
