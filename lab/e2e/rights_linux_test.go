@@ -36,11 +36,31 @@ func TestRights(t *testing.T) {
 		}
 		return out
 	}
+	if out, err := l.Command(lab.Router, "ip", "addr", "add", "169.254.169.254/32", "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cloud, err := l.NS(lab.Router).Listen("tcp", "169.254.169.254:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(cloud) }()
+	defer func() { cloud.Close(); <-served }()
 	s := start(t, l, "", "--up")
 	proxy := s.await(api.On).Proxy
 	_, port, _ := strings.Cut(proxy, ":")
 	ways := [][]string{{"-x", "http://" + proxy}, {"-x", "http://" + proxy, "-p"}, {"-x", "socks5h://" + proxy}}
+	metadata := func(way []string) {
+		t.Helper()
+		if out := get(asNobody(), "http://169.254.169.254/", way...); strings.Contains(out, "secret") {
+			t.Errorf("nobody, metadata %v: %s", way, out)
+		}
+		if out := get(nil, "http://169.254.169.254/", way...); !strings.Contains(out, "secret") {
+			t.Errorf("root, metadata %v: %s", way, out)
+		}
+	}
 	for _, way := range ways {
+		metadata(way)
 		for _, host := range []string{"127.0.0.1", "localhost", "127.1.2.3", "[::ffff:127.0.0.1]", "0.0.0.0"} {
 			if out := get(asNobody(), "http://"+host+":8888/", way...); strings.Contains(out, "secret") {
 				t.Errorf("nobody, %s %v: %s", host, way, out)
@@ -48,11 +68,17 @@ func TestRights(t *testing.T) {
 			get(asNobody(), "http://"+host+":"+port+"/", way...)
 			get(nil, "http://"+host+":"+port+"/", way...)
 		}
-		get(asNobody(), "http://169.254.169.254/", way...)
 		if out := get(nil, "http://127.0.0.1:8888/", way...); !strings.Contains(out, "secret") {
 			t.Errorf("root, %v: %s", way, out)
 		}
 	}
+	s.stop()
+
+	// Link-local addresses are reached past the TUN, by the app itself, but for
+	// this.
+	s = start(t, l, "[protect]\nlan = false\n", "--up")
+	s.await(api.On)
+	metadata(nil)
 	s.stop()
 
 	s = start(t, l, "[[rule]]\ncidr = [\"127.0.0.1\"]\nport = [8888]\nvia = \"direct\"\n", "--up")
