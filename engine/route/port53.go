@@ -111,8 +111,7 @@ func sniffDNS(app flow.StreamConn) (first []byte, isQuery bool) {
 	size := int(binary.BigEndian.Uint16(b)) // RFC 1035 section 4.2.2
 	b = b[:min(2+size, cap(b))]
 	if n, err = app.Read(b[2:]); err == nil && n < len(b)-2 && mayBeQuery(b[2:2+n]) {
-		var more int
-		more, err = io.ReadFull(app, b[2+n:])
+		more, _ := io.ReadFull(app, b[2+n:]) // the relay sees the error again
 		n += more
 	}
 	b = b[:2+n]
