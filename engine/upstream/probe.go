@@ -21,7 +21,8 @@ const (
 
 	earlySilence  = time.Second     // of a probe's bytes that went ahead, after which they are sent in the plain order too
 	answerSilence = 6 * time.Second // after which an answer to either is not waited for any more
-	questionBytes = 4 << 10         // of what is asked of a web server, at least
+	questionBytes = 512             // of what is asked of a web server, at least; more only in steps of double
+	believedBytes = 4 << 10         // that a proxy is taken to carry which did in an earlier run
 )
 
 // prover holds what is known about a proxy and early data, and finds it out by
@@ -81,7 +82,7 @@ func (p *prover) believe(v Verdict) {
 	case EarlyRefuses:
 		p.notYet.Store(time.Now().Add(firstRefusal).UnixNano())
 	case EarlyCarries:
-		p.proven.Store(questionBytes)
+		p.proven.Store(believedBytes)
 		p.doubt.Store(true)
 	}
 	p.verdict.Store(uint32(v))
@@ -283,9 +284,14 @@ func question(a ask) []byte {
 	}
 	var b bytes.Buffer
 	b.WriteString("OPTIONS * HTTP/1.1\r\nHost: " + a.t.Host() + "\r\nConnection: close\r\n")
-	const name, end = "X-Padding: ", "\r\n"
-	for want := max(len(a.early), questionBytes); b.Len() < want; {
-		b.WriteString(name + strings.Repeat("x", 500) + end)
+	want := questionBytes
+	for want < len(a.early) {
+		want *= 2
+	}
+	// In short lines: lean servers have small buffers.
+	const end = "\r\n"
+	for b.Len()+len(end) < want {
+		b.WriteString("X-Padding: " + strings.Repeat("x", 64) + end)
 	}
 	b.WriteString(end)
 	return b.Bytes()
