@@ -114,7 +114,7 @@ func clean(value []byte, strict bool) bool {
 		case c >= ' ' && c != 0x7f || c == '\t':
 		case strict:
 			return false
-		case c == 0 || c == '\r':
+		default: // CR and NUL must be, and some clients refuse a head with others
 			value[i] = ' '
 		}
 	}
