@@ -380,6 +380,6 @@ func TestForeignSocket(t *testing.T) {
 	if err := os.Chown(dir, nobody, nobody); err != nil {
 		t.Fatal(err)
 	}
-	s.refused(1, "owned by uid 65534, who could replace the socket")
+	s.refused(1, "user 65534 owns it", "choose another path")
 	same(t, l, before, "after somebody else's socket")
 }
