@@ -71,11 +71,18 @@ func (j *jam) look(c *net.TCPConn) {
 		}
 		return
 	}
-	if info.Unacked == 0 && info.Snd_wnd > 0 && info.Snd_wnd < info.Snd_mss {
+	moved, tight := info.Bytes_acked != j.acked, info.Unacked == 0 && info.Snd_wnd > 0 && info.Snd_wnd < info.Snd_mss
+	j.acked = info.Bytes_acked
+	switch {
+	case tight && !moved:
 		forgetWindow(c)
-	}
-	if j.looks++; info.Bytes_acked != j.acked {
-		j.looks, j.acked = jamMoves, info.Bytes_acked
+		j.looks++
+	case tight: // maybe for the moment
+		j.looks = 0
+	case moved:
+		j.looks = jamMoves
+	default:
+		j.looks++
 	}
 	j.timer.Reset(jamFirst << min(j.looks/jamLooks, jamDouble))
 }
