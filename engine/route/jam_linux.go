@@ -3,6 +3,7 @@ package route
 import (
 	"math"
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -19,12 +20,17 @@ import (
 // fits: 0.1 MB/s (November 2026). So while much is on its way to a socket it is
 // looked at, and where it is stuck that way the kernel is made to forget the large
 // window; it learns the present one from the answer to its probe.
+//
+// While that is done the socket takes no writes (EINVAL). pump.write tries again;
+// splice(2) could not, what is in its pipe would be lost: so sockets that are
+// spliced to are left alone.
 
 const (
 	jamBytes  = chunkBytes       // written before a socket is looked at
 	jamFirst  = time.Millisecond // from then to the first look
 	jamLooks  = 8                // after so many without progress the pause between them doubles …
 	jamDouble = 8                // … so many times
+	jamTries  = 10               // of a write that meets repairs
 	jamMoves  = 3 * jamLooks     // looks that a socket which moves is said to have had: every 8 ms
 )
 
@@ -35,13 +41,18 @@ type jam struct {
 	looks int    // without progress; of whoever has armed it, as is acked
 	acked uint64 // bytes, at the last look
 	armed atomic.Bool
-	wrote atomic.Uint32 // changes with every write
+
+	repair sync.Mutex    // held while c takes no writes
+	wrote  atomic.Uint32 // changes with every write
 }
 
 // bulk is told before n bytes are written.
 func (p *pump) bulk(n int) {
 	dst, ok := p.dst.(*net.TCPConn)
-	if p.jam.fresh += n; !ok || p.jam.fresh < jamBytes {
+	if _, spliced := p.src.(*net.TCPConn); !ok || spliced {
+		return
+	}
+	if p.jam.fresh += n; p.jam.fresh < jamBytes {
 		return
 	}
 	p.jam.wrote.Add(1)
@@ -75,7 +86,9 @@ func (j *jam) look(c *net.TCPConn) {
 	j.acked = info.Bytes_acked
 	switch {
 	case tight && !moved:
+		j.repair.Lock()
 		forgetWindow(c)
+		j.repair.Unlock()
 		j.looks++
 	case tight: // maybe for the moment
 		j.looks = 0
@@ -85,6 +98,17 @@ func (j *jam) look(c *net.TCPConn) {
 		j.looks++
 	}
 	j.timer.Reset(jamFirst << min(j.looks/jamLooks, jamDouble))
+}
+
+// repairing is asked where a write failed with EINVAL: it waits for a repair that
+// may be under way, and reports whether there can have been one.
+func (j *jam) repairing() bool {
+	if j.timer == nil {
+		return false
+	}
+	j.repair.Lock()
+	defer j.repair.Unlock()
+	return true
 }
 
 // stop is for the end of the relay.

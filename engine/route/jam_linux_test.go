@@ -1,13 +1,13 @@
 package route
 
 import (
+	"bytes"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"testing"
 	"time"
-
-	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
 
 // An app that makes its receive buffer small once it is connected is sent more
@@ -17,7 +17,7 @@ func TestSmallReceiveBuffer(t *testing.T) {
 		t.Skip("SKIPPED: not root: TCP_REPAIR needs CAP_NET_ADMIN")
 	}
 	const size, within = 2 << 20, 8 * time.Second // 20 s without
-	for _, hide := range []bool{false, true} {    // spliced; or written, as from an HTTP/2 stream
+	for range 2 {
 		for _, buffer := range []int{4 << 10, 8 << 10, 16 << 10} {
 			h := handler(t, nil)
 			app, appIn := pair(t)
@@ -25,10 +25,7 @@ func TestSmallReceiveBuffer(t *testing.T) {
 			if err := app.SetReadBuffer(buffer); err != nil {
 				t.Fatal(err)
 			}
-			var in flow.StreamConn = upIn
-			if hide {
-				in = opaque{upIn}
-			}
+			in := opaque{upIn} // as an HTTP/2 stream or TLS: what is spliced is left alone
 			done := make(chan struct{})
 			go func() { defer close(done); h.relay(t.Context(), &live{sum: &h.viaBytes}, appIn, in) }()
 			go func() {
@@ -51,4 +48,43 @@ func TestSmallReceiveBuffer(t *testing.T) {
 			wait(t, done)
 		}
 	}
+}
+
+// A repair makes a write fail that comes at that moment; nothing is lost by it.
+func TestRepairLosesNothing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: not root: TCP_REPAIR needs CAP_NET_ADMIN")
+	}
+	h := handler(t, nil)
+	app, appIn := pair(t)
+	upIn, up := pair(t)
+	l := &live{sum: &h.viaBytes}
+	done := make(chan struct{})
+	go func() { defer close(done); h.relay(t.Context(), l, appIn, opaque{upIn}) }()
+	sent := make([]byte, 16<<20)
+	rand.NewChaCha8([32]byte{5}).Read(sent)
+	go func() {
+		_, _ = up.Write(sent)
+		_ = up.CloseWrite()
+	}()
+	until(t, "the socket is looked at", func() bool { return l.bytes.down.Load() > 2*jamBytes })
+	stop := make(chan struct{})
+	go func() {
+		defer close(stop)
+		j := &l.relay.Load().down.jam
+		for range 300 {
+			j.repair.Lock()
+			forgetWindow(appIn)
+			j.repair.Unlock()
+			time.Sleep(100 * time.Microsecond)
+		}
+	}()
+	_ = app.SetReadDeadline(time.Now().Add(20 * time.Second))
+	got, err := io.ReadAll(app)
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(sent), err)
+	}
+	<-stop
+	_ = app.Close()
+	wait(t, done)
 }

@@ -6,5 +6,9 @@ package route
 // the loopback's MTU, 16 KiB at most.
 type jam struct{}
 
+const jamTries = 0
+
 func (p *pump) bulk(int) {}
 func (j *jam) stop()     {}
+
+func (*jam) repairing() bool { return false }

@@ -112,7 +112,9 @@ func (p *pump) oneWay() {
 func (p *pump) end(err error) (srcGone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil && !p.other.wasReset { // else a write was told of the reset, and reading only ended
+	// Else a write was told of a reset, and reading only ended; or not all that src
+	// gave has reached dst.
+	if err == nil && !p.other.wasReset && !p.refused.Load() {
 		_ = p.dst.CloseWrite() // if dst is broken the other direction finds out by reading
 	}
 	p.ended = true
@@ -225,6 +227,11 @@ func (p *pump) write(b []byte, urgent bool) {
 		n, err = writeUrgent(p.dst.(*net.TCPConn), b)
 	} else {
 		n, err = p.dst.Write(b)
+		for try := 0; errors.Is(err, syscall.EINVAL) && try < jamTries && p.jam.repairing(); try++ {
+			var more int
+			more, err = p.dst.Write(b[n:])
+			n += more
+		}
 	}
 	if n > 0 {
 		p.count(n)
@@ -277,7 +284,6 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 func (p *pump) splice(dst, src *net.TCPConn) error {
 	defer p.resume()
 	for {
-		p.bulk(chunkBytes)
 		_ = src.SetReadDeadline(time.Now().Add(spliceSlice))
 		n, err := dst.ReadFrom(&io.LimitedReader{R: src, N: spliceBytes})
 		if n > 0 {
