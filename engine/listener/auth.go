@@ -37,12 +37,12 @@ func scheme(b []byte) []byte {
 func offersBinding(value []byte) bool {
 	for quoted, begin, i := false, 0, 0; i <= len(value); i++ {
 		switch {
-		case i < len(value) && quoted && value[i] == '\\':
+		case i+1 < len(value) && quoted && value[i] == '\\':
 			i++
 		case i < len(value) && value[i] == '"':
 			quoted = !quoted
 		case i == len(value) || value[i] == ',' && !quoted:
-			word := scheme(value[begin:min(i, len(value))])
+			word := scheme(value[begin:i])
 			if !bytes.ContainsAny(word, "=\"") && isBinding(word) {
 				return true
 			}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"strings"
 )
 
 // head is the head of an HTTP/1 message (RFC 9112 section 2.1): a start line
@@ -82,11 +83,12 @@ func (h *head) parse(strict bool) error {
 			if value < 0 {
 				continue
 			}
+			clean(line, false)
 			h.raw[at-1] = ' '
 			if h.raw[at-2] == '\r' {
 				h.raw[at-2] = ' '
 			}
-			h.fields[len(h.fields)-1].value = bytes.Trim(h.raw[value:at+len(line)], " \t")
+			h.fields[len(h.fields)-1].value = h.raw[value : at+len(line)]
 			continue
 		}
 		value = -1
@@ -102,7 +104,10 @@ func (h *head) parse(strict bool) error {
 			continue
 		}
 		value = at + colon + 1
-		h.fields = append(h.fields, field{name: name, value: bytes.Trim(line[colon+1:], " \t")})
+		h.fields = append(h.fields, field{name: name, value: line[colon+1:]})
+	}
+	for i := range h.fields { // once: with each fold of thousands it would take seconds
+		h.fields[i].value = bytes.Trim(h.fields[i].value, " \t")
 	}
 	return nil
 }
@@ -177,7 +182,7 @@ type meaning struct {
 // section 7.6.1).
 func (h *head) scan() meaning {
 	m := meaning{length: -1}
-	var options [][]byte
+	var options map[string]bool // a set: a hostile head names thousands, of thousands of fields
 	upgrades, upgrade := 0, false
 	for i := range h.fields {
 		f := &h.fields[i]
@@ -194,7 +199,10 @@ func (h *head) scan() meaning {
 				case is(e, "upgrade"):
 					upgrade = true
 				default:
-					options = append(options, e)
+					if options == nil {
+						options = make(map[string]bool)
+					}
+					options[strings.ToLower(string(e))] = true
 				}
 			})
 		case "keep-alive", "proxy-authorization":
@@ -225,10 +233,10 @@ func (h *head) scan() meaning {
 		}
 	}
 	m.websocket = m.websocket && upgrade && upgrades == 1
-	for _, o := range options {
+	if options != nil {
 		for i := range h.fields {
 			f := &h.fields[i]
-			f.hop = f.hop || bytes.EqualFold(f.name, o)
+			f.hop = f.hop || options[strings.ToLower(string(f.name))]
 		}
 	}
 	return m

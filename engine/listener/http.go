@@ -136,7 +136,7 @@ func (c *appConn) sharer() sharer {
 func (c *appConn) takeTarget(key targetKey) *target {
 	if t := c.bound[key]; t != nil {
 		delete(c.bound, key)
-		if t.wake() {
+		if t.of == c.s.targets.now() && t.wake() {
 			return t
 		}
 		t.Close()
@@ -154,8 +154,11 @@ func (c *appConn) keepTarget(t *target) {
 	if c.bound == nil {
 		c.bound = make(map[targetKey]*target)
 	}
-	if old := c.bound[t.key]; old != nil {
-		old.Close()
+	for key, old := range c.bound {
+		if key == t.key || len(c.bound) >= maxBound {
+			old.Close()
+			delete(c.bound, key)
+		}
 	}
 	c.bound[t.key] = t
 }

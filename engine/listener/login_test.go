@@ -114,7 +114,7 @@ func TestLoginIsNobodyElses(t *testing.T) {
 func TestOfferBindsTheConnection(t *testing.T) {
 	for offer, shared := range map[string]bool{
 		"NTLM": false, "Negotiate": false, "Digest realm=\"x, NTLM\", nonce=\"1\"": true, "Basic realm=\"x\"": true,
-		"Basic realm=\"\\\", NTLM\"": true, "Basic realm=x, NTLM": false, "Bearer, negotiate": false,
+		"Basic realm=\"\\\", NTLM\"": true, "Basic realm=x, NTLM": false, "Bearer, negotiate": false, `NTLM x="\`: false,
 	} {
 		t.Run(offer, func(t *testing.T) {
 			d := &direct{}

@@ -10,10 +10,11 @@ import (
 )
 
 // How many connections to targets are kept without a request: of one user to one
-// target, and in all.
+// target, in all, and of one app connection as its own.
 const (
 	maxIdlePerHost = 32
 	maxIdleInAll   = 256
+	maxBound       = 4
 )
 
 // sharer is who may use a connection to a target after each other: the
