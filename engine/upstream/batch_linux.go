@@ -128,7 +128,7 @@ func (b *sendBatch) flush(rc syscall.RawConn, alone *atomic.Bool) (done, lost in
 		switch {
 		case b.sent > 0 || b.errno == unix.EINTR:
 			again = true
-		case again && b.errno == unix.ECONNREFUSED: // the last datagram's, told now: this one has not been tried
+		case again && toldLate(b.errno): // a datagram's before, perhaps: this one has not been tried
 			again, b.refused = false, true
 		case b.errno == unix.EAGAIN:
 			return done, lost, err

@@ -58,7 +58,7 @@ type directPackets struct {
 
 	resolving sync.Mutex // datagrams to the same name wait for one lookup
 	mu        sync.Mutex
-	names     map[string]named // guarded by mu; nil until a name was asked
+	names     map[NameAddr]named // guarded by mu; nil until a name was asked; by port too, as guard is
 }
 
 // OnRefused implements flow.RefusalTeller, where the system tells (Linux).
@@ -70,21 +70,25 @@ func (c *directPackets) WriteTo(p []byte, to net.Addr) (int, error) {
 	switch to := to.(type) {
 	case *net.UDPAddr:
 		ap := to.AddrPort()
-		ap = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-		n, err := c.WriteToUDPAddrPort(p, ap)
-		if errors.Is(err, syscall.ECONNREFUSED) { // of a datagram before this one
-			c.wasRefused()
-			n, err = c.WriteToUDPAddrPort(p, ap)
-		}
-		return n, err
+		return c.write(p, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 	case NameAddr:
-		addr, err := c.lookup(to.Name, to.Port)
+		addr, err := c.lookup(to)
 		if err != nil {
 			return 0, err
 		}
-		return c.WriteToUDPAddrPort(p, netip.AddrPortFrom(addr, to.Port))
+		return c.write(p, netip.AddrPortFrom(addr, to.Port))
 	}
 	return 0, fmt.Errorf("send datagram: address of type %T is neither IP nor name", to)
+}
+
+// write sends p, again if the error was that of a datagram before.
+func (c *directPackets) write(p []byte, to netip.AddrPort) (int, error) {
+	n, err := c.WriteToUDPAddrPort(p, to)
+	if errno, ok := errors.AsType[syscall.Errno](err); ok && toldLate(errno) {
+		c.wasRefused()
+		n, err = c.WriteToUDPAddrPort(p, to)
+	}
+	return n, err
 }
 
 // ReadFrom returns the real source, IPv4 addresses unmapped.
@@ -96,15 +100,15 @@ func (c *directPackets) ReadFrom(p []byte) (int, net.Addr, error) {
 	return n, net.UDPAddrFromAddrPort(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())), nil
 }
 
-func (c *directPackets) lookup(name string, port uint16) (netip.Addr, error) {
+func (c *directPackets) lookup(to NameAddr) (netip.Addr, error) {
 	c.resolving.Lock()
 	defer c.resolving.Unlock()
-	if a, ok := c.known(name); ok {
+	if a, ok := c.known(to); ok {
 		return a, nil
 	}
-	addrs, err := c.dialer.net.resolve(context.Background(), name)
+	addrs, err := c.dialer.net.resolve(context.Background(), to.Name)
 	if err == nil {
-		addrs, err = c.guard.admit(addrs, port)
+		addrs, err = c.guard.admit(addrs, to.Port)
 	}
 	if err != nil {
 		return netip.Addr{}, directFault(err)
@@ -112,17 +116,17 @@ func (c *directPackets) lookup(name string, port uint16) (netip.Addr, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.names == nil || len(c.names) >= maxUDPNames {
-		c.names = make(map[string]named)
+		c.names = make(map[NameAddr]named)
 	}
-	c.names[name] = named{pickUDP(addrs), time.Now()}
-	return c.names[name].addr, nil
+	c.names[to] = named{pickUDP(addrs), time.Now()}
+	return c.names[to].addr, nil
 }
 
 // known is the address of a name that was resolved lately.
-func (c *directPackets) known(name string) (netip.Addr, bool) {
+func (c *directPackets) known(to NameAddr) (netip.Addr, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n, ok := c.names[name]
+	n, ok := c.names[to]
 	return n.addr, ok && time.Since(n.at) < udpNameTTL
 }
 

@@ -24,7 +24,7 @@ func (c *directPackets) Send(ms []flow.Datagram) (done, lost int, err error) {
 			to := ms[i].Addr
 			if ms[i].Name != "" {
 				var a netip.Addr
-				a, known = c.known(ms[i].Name)
+				a, known = c.known(NameAddr{Name: ms[i].Name, Port: to.Port()})
 				to = netip.AddrPortFrom(a, to.Port())
 			}
 			if family = !known || c.v6 || to.Addr().Is4(); known && family {

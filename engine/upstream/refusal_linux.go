@@ -21,6 +21,17 @@ func hearRefusals(rc syscall.RawConn) {
 	})
 }
 
+// toldLate says that an error of sending may be that of a datagram before, of
+// which ICMP has told since (icmp_err_convert and icmpv6_err_convert of Linux).
+func toldLate(errno syscall.Errno) bool {
+	switch errno {
+	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENONET,
+		unix.EACCES, unix.EPROTO, unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.EMSGSIZE:
+		return true
+	}
+	return false
+}
+
 // wasRefused is called when sending was told of a refusal: receiving is not any
 // more then.
 func (c *directPackets) wasRefused() { _ = c.raw.Control(func(fd uintptr) { c.tellRefusals(fd) }) }

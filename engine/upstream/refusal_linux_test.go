@@ -1,10 +1,13 @@
 package upstream
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -68,5 +71,56 @@ func TestDirectUDPRefused(t *testing.T) {
 			_ = c.Close()
 			<-ended
 		}
+	}
+}
+
+// hostUnreachable has ICMP tell c that nobody is at to (type 3, code 1), and waits
+// until c's socket knows.
+func hostUnreachable(t *testing.T, c *directPackets, to netip.AddrPort) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+	if err != nil {
+		t.Skip("SKIPPED: not root: ", err)
+	}
+	defer unix.Close(fd)
+	p := []byte{3, 1, 0, 0, 0, 0, 0, 0, // RFC 792, and the head of what could not be delivered
+		0x45, 0, 0, 28, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0, 127, 0, 0, 1}
+	p = append(p, to.Addr().AsSlice()...)
+	p = binary.BigEndian.AppendUint16(p, flow.AddrPortOf(c.LocalAddr()).Port())
+	p = binary.BigEndian.AppendUint16(p, to.Port())
+	p = append(p, 0, 8, 0, 0)
+	sum := uint32(0)
+	for i := 0; i < len(p); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	binary.BigEndian.PutUint16(p[2:], ^uint16(sum+sum>>16))
+	if err := unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.raw.Control(func(fd uintptr) {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd)}}, 5000); n != 1 {
+			t.Errorf("the socket has not been told: %v", err)
+		}
+	})
+}
+
+// TestDirectUDPUnreachable: that a host cannot be reached costs no datagram to
+// another, nor is it told to anybody as a closed port.
+func TestDirectUDPUnreachable(t *testing.T) {
+	server, silent := udpEcho(t), netip.MustParseAddrPort("127.0.0.9:9")
+	conn, err := open(t, "direct://", nil, Options{}).Packets().DialPackets(t.Context(), flow.TargetOf(server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c := conn.(*directPackets)
+	c.OnRefused(func(to netip.AddrPort) { t.Errorf("%v refused", to) })
+	hostUnreachable(t, c, silent)
+	if _, err := c.WriteTo([]byte("x"), flow.UDPAddrOf(server)); err != nil {
+		t.Error(err)
+	}
+	hostUnreachable(t, c, silent)
+	if done, lost, err := c.Send([]flow.Datagram{{Data: []byte("x"), Addr: server}}); done != 1 || lost != 0 {
+		t.Errorf("%d done, %d lost, %v", done, lost, err)
 	}
 }
