@@ -12,7 +12,6 @@ package paths
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -57,6 +56,3 @@ func CheckDir(dir string, also ...int) error {
 	}
 	return nil
 }
-
-// sticky directories let nobody remove or rename what is another user's.
-func sticky(info fs.FileInfo) bool { return info.Mode()&fs.ModeSticky != 0 }
