@@ -253,8 +253,8 @@ func (p *prover) probe(ctx context.Context, streams protocol, a ask) {
 	}
 	a.ahead = false
 	late := ended
-	if c, err = streams.open(WithTrace(ctx, new(Trace)), a); err == nil {
-		late = hear(ctx, c)
+	if second, err := streams.open(WithTrace(ctx, new(Trace)), a); err == nil {
+		late = hear(ctx, second)
 	}
 	stop() // a server that is only slow would have answered the first by now
 	p.judge(<-heard, late, len(a.early))
