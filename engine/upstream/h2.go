@@ -83,7 +83,7 @@ func (p *sessions) connect(ctx context.Context, a ask, limit patience) (flow.Str
 		if err != nil || c != nil {
 			return nil, c, err
 		}
-		if a.alone() && !serves(session) {
+		if a.alone() && !p.serves(session) {
 			a.ahead = false
 		}
 		a.goAhead()

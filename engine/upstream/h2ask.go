@@ -9,11 +9,12 @@ import (
 )
 
 const (
-	h2Asks      = 4                      // sessions at most that one flow asks at once
-	h2Stale     = 45 * time.Second       // of silence: a middlebox may have forgotten the connection
-	h2HedgeSoon = 250 * time.Millisecond // at least, before another session is asked, if there is reason to doubt this one
-	h2HedgeLate = time.Second            // if there is not
-	h2LeastTold = 4                      // streams that a proxy is thought to serve in any session: fewer, and the target was slow
+	h2Asks       = 4                       // sessions at most that one flow asks at once
+	h2Stale      = 45 * time.Second        // of silence: a middlebox may have forgotten the connection
+	h2HedgeSoon  = 250 * time.Millisecond  // at least, before another session is asked, if there is reason to doubt this one
+	h2HedgeLate  = time.Second             // if there is not
+	h2HedgeAlone = 2500 * time.Millisecond // where nothing but the target seems slow
+	h2LeastTold  = 4                       // streams that a proxy is thought to serve in any session: fewer, and the target was slow
 )
 
 // ask requests a tunnel in s, of which the caller has a place. A proxy may
@@ -27,7 +28,7 @@ func (p *sessions) ask(ctx context.Context, s *h2.Session, r tunnelRequest) (*h2
 	if err != nil {
 		return nil, h2.Response{}, err
 	}
-	timer := time.NewTimer(hedgeAfter(s, stale))
+	begin, timer := time.Now(), time.NewTimer(hedgeAfter(s, stale))
 	defer timer.Stop()
 	for {
 		select {
@@ -38,8 +39,10 @@ func (p *sessions) ask(ctx context.Context, s *h2.Session, r tunnelRequest) (*h2
 			return nil, h2.Response{}, context.Cause(ctx)
 		case <-timer.C:
 		}
-		// Alone in a live session, only the target can be slow.
-		if served, record := s.Answered(); !r.alone && (served > 0 || stale) {
+		// Alone in a live session, only the target can be slow; but nghttpx has
+		// left the last requests of a burst waiting for ever.
+		served, record := s.Answered()
+		if !r.alone && (served > 0 || stale || time.Since(begin) > h2HedgeAlone) {
 			h := &hedge{p: p, r: r, asked: map[*h2.Session]bool{s: true}, served: served, record: record}
 			return h.run(ctx, s, st)
 		}
@@ -47,14 +50,18 @@ func (p *sessions) ask(ctx context.Context, s *h2.Session, r tunnelRequest) (*h2
 	}
 }
 
-// serves says that s, in which the caller has a place, will take up its request
-// at once, so that no other session need be asked: it is alive, and has served
-// as many streams before. What it serves may depend on the target: nghttpx 1.52
-// answers 8 requests to one host in a session, and lets others wait (27 November
-// 2026), so that more than any proxy serves are not believed in.
-func serves(s *h2.Session) bool {
-	l := s.Load()
-	return l.Quiet <= h2Stale && l.Streams <= max(1, min(s.Proven(), h2LeastTold))
+// serves says that s, in which the caller has the only place of all, will take
+// up its request at once, so that no other session need be asked. Beside others
+// it may be left waiting: nghttpx 1.52 answers 8 requests to one host in a
+// session at a time (27 November 2026).
+func (p *sessions) serves(s *h2.Session) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	streams := p.waiting
+	for _, o := range p.open {
+		streams += o.Load().Streams
+	}
+	return streams <= 1 && s.Load().Quiet <= h2Stale
 }
 
 // hedgeAfter is how long an answer may take.

@@ -137,12 +137,19 @@ func TestNoRequestBesideItself(t *testing.T) {
 	t.Run("session", func(t *testing.T) {
 		t.Parallel()
 		var requests, slow atomic.Int32
-		p := &h2Peer{onRequest: func(c *h2PeerConn, id uint32, _ int) bool { return slow.Add(-1) != 0 }}
+		var waits atomic.Uint32 // the stream that is not answered
+		p := &h2Peer{onRequest: func(c *h2PeerConn, id uint32, _ int) bool {
+			if slow.Add(-1) == 0 {
+				waits.Store(id)
+				return false
+			}
+			return true
+		}}
 		p.onData = func(c *h2PeerConn, id uint32, b []byte) {
 			if !bytes.HasPrefix(b, []byte("GET ")) {
 				return
 			}
-			if requests.Add(1) == 1 { // the one whose CONNECT is not answered yet
+			if requests.Add(1); waits.CompareAndSwap(id, 0) {
 				time.Sleep(1700 * time.Millisecond) // not so long that it seems dead
 				c.answer(id, "200")
 				_ = c.WriteData(id, false, b)

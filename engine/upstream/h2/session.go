@@ -225,14 +225,6 @@ func (s *Session) Answered() (n int, record bool) {
 	return s.answered, s.answered >= s.proven
 }
 
-// Proven is the most streams that the proxy has answered and that were open at
-// once.
-func (s *Session) Proven() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.proven
-}
-
 // Limit has the session take at most n streams at once, as long as the peer
 // does not allow fewer; 0 lifts that.
 func (s *Session) Limit(n int) {
