@@ -21,7 +21,8 @@ import (
 // looked at, and where it is stuck that way the kernel is made to forget the large
 // window; it learns the present one from the answer to its probe.
 //
-// While that is done the socket takes no writes (EINVAL). pump.write tries again;
+// While that is done the socket takes no writes (EINVAL) and gives nothing to read
+// (EPERM). Who met that tries again;
 // splice(2) could not, what is in its pipe would be lost: so sockets that are
 // spliced to are left alone.
 
@@ -30,7 +31,7 @@ const (
 	jamFirst  = time.Millisecond // from then to the first look
 	jamLooks  = 8                // after so many without progress the pause between them doubles …
 	jamDouble = 8                // … so many times
-	jamTries  = 10               // of a write that meets repairs
+	jamTries  = 10               // of a read or write that meets repairs
 	jamMoves  = 3 * jamLooks     // looks that a socket which moves is said to have had: every 8 ms
 )
 
@@ -42,7 +43,7 @@ type jam struct {
 	acked uint64 // bytes, at the last look
 	armed atomic.Bool
 
-	repair sync.Mutex    // held while c takes no writes
+	repair sync.Mutex    // held while c takes no writes, nor gives anything
 	wrote  atomic.Uint32 // changes with every write
 }
 
@@ -100,10 +101,11 @@ func (j *jam) look(c *net.TCPConn) {
 	j.timer.Reset(jamFirst << min(j.looks/jamLooks, jamDouble))
 }
 
-// repairing is asked where a write failed with EINVAL: it waits for a repair that
-// may be under way, and reports whether there can have been one.
+// repairing is asked where a write failed with EINVAL, or a read with EPERM: it
+// waits for a repair that may be under way, and reports whether there can have
+// been one.
 func (j *jam) repairing() bool {
-	if j.timer == nil {
+	if j.wrote.Load() == 0 {
 		return false
 	}
 	j.repair.Lock()

@@ -8,6 +8,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // An app that makes its receive buffer small once it is connected is sent more
@@ -86,5 +88,54 @@ func TestRepairLosesNothing(t *testing.T) {
 	}
 	<-stop
 	_ = app.Close()
+	wait(t, done)
+}
+
+// TestReadWhileRepaired: a repair of the app's socket, for what comes down, does
+// not end what goes up.
+func TestReadWhileRepaired(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: not root: TCP_REPAIR needs CAP_NET_ADMIN")
+	}
+	h := handler(t, nil)
+	app, appIn := pair(t)
+	upIn, up := pair(t)
+	_ = up.SetDeadline(time.Now().Add(10 * time.Second))
+	l := &live{sum: &h.viaBytes}
+	done := make(chan struct{})
+	go func() { defer close(done); h.relay(t.Context(), l, appIn, opaque{upIn}) }()
+	for i := range 3 {
+		if _, err := app.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(up, make([]byte, 1)); err != nil {
+			t.Fatalf("after %d repairs: %v", i, err)
+		}
+		jam := &l.relay.Load().down.jam
+		jam.wrote.Add(1)
+		jam.repair.Lock()
+		rc, err := appIn.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		repair := func(on int) {
+			_ = rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR, on) })
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		repair(1)
+		if _, err := app.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond) // the pump has come to reading
+		repair(0)
+		jam.repair.Unlock()
+		if _, err := io.ReadFull(up, make([]byte, 1)); err != nil {
+			t.Fatalf("repair %d: %v", i, err)
+		}
+	}
+	_ = app.Close()
+	_ = up.Close()
 	wait(t, done)
 }

@@ -252,6 +252,9 @@ func (p *pump) runTCP(src *net.TCPConn) error {
 	}
 	for {
 		b, n, err := r.read()
+		for try := 0; errors.Is(err, syscall.EPERM) && try < jamTries && p.other.jam.repairing(); try++ {
+			b, n, err = r.read()
+		}
 		if n > 0 {
 			p.write(b[:n], r.mark)
 			p.h.chunks.Put(b)
