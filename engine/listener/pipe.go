@@ -13,12 +13,12 @@ import (
 
 var errReset = errors.New("connection reset by the flow's other end")
 
-// pipe is one end of a connection in memory, between http.Transport and the
-// Handler of its flow. It holds no buffer: a Write waits until it is read, or,
+// pipe is one end of a connection in memory, between forward and the Handler of
+// its flow. It holds no buffer: a Write waits until it is read, or,
 // while the other end runs WriteTo, is the write to where that leads.
 //
-//	Transport ─Write─► half ─WriteTo─► upstream     no goroutine between
-//	Transport ◄─Read── half ◄──Write── relay
+//	forward ─Write─► half ─WriteTo─► upstream     no goroutine between
+//	forward ◄─Read── half ◄──Write── relay
 type pipe struct{ in, out *half }
 
 var (
