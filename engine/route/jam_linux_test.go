@@ -139,3 +139,26 @@ func TestReadWhileRepaired(t *testing.T) {
 	_ = up.Close()
 	wait(t, done)
 }
+
+// What is in a splice's pipe would be lost in a repair: there is none.
+func TestNoRepairWhereSpliced(t *testing.T) {
+	h := handler(t, nil)
+	app, appIn := pair(t)
+	upIn, up := pair(t)
+	l := &live{sum: &h.viaBytes}
+	done := make(chan struct{})
+	go func() { defer close(done); h.relay(t.Context(), l, appIn, upIn) }()
+	const size = 4 << 20
+	go func() {
+		_, _ = up.Write(make([]byte, size))
+		_ = up.CloseWrite()
+	}()
+	if n, err := io.Copy(io.Discard, app); n != size || err != nil {
+		t.Errorf("%d of %d bytes, %v", n, size, err)
+	}
+	if l.relay.Load().down.jam.wrote.Load() > 0 {
+		t.Error("a socket that is spliced to was looked at")
+	}
+	_ = app.Close()
+	wait(t, done)
+}
