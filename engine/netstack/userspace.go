@@ -108,7 +108,8 @@ func (u *userspace) Run(ctx context.Context) error {
 		u.close()
 	})
 
-	err = link.run(func(p []byte) { prepareSYN(s, p) })
+	in := &inlet{stack: s, to: link.dispatcher(), closed: u.closed, waiting: make(chan struct{}, maxWaitingSYNs)}
+	err = link.run(in.deliver)
 	select {
 	case <-u.closed:
 		err = nil // we closed it ourselves
@@ -116,6 +117,8 @@ func (u *userspace) Run(ctx context.Context) error {
 	}
 	cancel()
 	link.Close()
+	u.close() // also of a device that failed: no SYN waits any longer
+	in.waits.Wait()
 	sessions.closeAll()
 	s.Close() // what is still open now is cut off, so that no flow outlasts the device
 	<-flows.shut()

@@ -40,7 +40,7 @@ func newDeviceLink(dev tun.Device, mtu int) *deviceLink {
 }
 
 // run implements gvisorLink.
-func (l *deviceLink) run(before func([]byte)) error {
+func (l *deviceLink) run(deliver func(*stack.PacketBuffer)) error {
 	batch := max(l.dev.BatchSize(), 1)
 	bufs, sizes := make([][]byte, batch), make([]int, batch)
 	for i := range bufs {
@@ -48,14 +48,11 @@ func (l *deviceLink) run(before func([]byte)) error {
 	}
 	// gVisor's gro package is not used: with segments of a real kernel, 32 MiB
 	// stalled after some 100 KiB (November 2026); without it they took 0.8 s.
-	stack := l.dispatcher()
 	for {
 		n, err := l.dev.Read(bufs, sizes, tunOffset)
 		for i := range n {
-			p := bufs[i][tunOffset : tunOffset+sizes[i]]
-			before(p)
-			if pkt := inboundPacket(p); pkt != nil {
-				stack.DeliverNetworkPacket(pkt.NetworkProtocolNumber, pkt)
+			if pkt := inboundPacket(bufs[i][tunOffset : tunOffset+sizes[i]]); pkt != nil {
+				deliver(pkt)
 				pkt.DecRef()
 			}
 		}

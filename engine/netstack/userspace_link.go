@@ -22,9 +22,10 @@ import (
 type gvisorLink interface {
 	stack.LinkEndpoint
 	stack.GSOEndpoint
-	// run gives the device's packets to the stack until the device is closed or
-	// fails; the first bytes of each (all headers) are shown to before first.
-	run(before func([]byte)) error
+	// run gives the device's packets to deliver, which borrows them, until the
+	// device is closed or fails.
+	run(deliver func(*stack.PacketBuffer)) error
+	dispatcher() stack.NetworkDispatcher
 }
 
 // linkState is what a link without link layer has in common with any other: most

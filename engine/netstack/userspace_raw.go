@@ -64,7 +64,7 @@ func newRawLink(queues []platform.Queue, mtu int, close func() error) (*rawLink,
 }
 
 // run implements gvisorLink.
-func (l *rawLink) run(before func([]byte)) error {
+func (l *rawLink) run(deliver func(*stack.PacketBuffer)) error {
 	var (
 		loops sync.WaitGroup
 		first error
@@ -72,7 +72,7 @@ func (l *rawLink) run(before func([]byte)) error {
 	)
 	for _, q := range l.queues {
 		loops.Go(func() {
-			err := l.read(q, before)
+			err := l.read(q, deliver)
 			once.Do(func() { first = err })
 			l.close() // so that the others end too
 		})
@@ -81,12 +81,11 @@ func (l *rawLink) run(before func([]byte)) error {
 	return first
 }
 
-// read gives the packets of q to the stack until q fails.
-func (l *rawLink) read(q rawQueue, before func([]byte)) error {
+// read gives the packets of q to deliver until q fails.
+func (l *rawLink) read(q rawQueue, deliver func(*stack.PacketBuffer)) error {
 	var in inbox
 	defer in.release()
 	r := q.reader()
-	stack := l.dispatcher()
 	for {
 		n, err := r.readv(in.parts())
 		if err != nil {
@@ -96,9 +95,7 @@ func (l *rawLink) read(q rawQueue, before func([]byte)) error {
 		if pkt == nil {
 			continue
 		}
-		head, _ := pkt.Data().PullUp(min(pkt.Data().Size(), smallPacket))
-		before(head)
-		stack.DeliverNetworkPacket(pkt.NetworkProtocolNumber, pkt)
+		deliver(pkt)
 		pkt.DecRef()
 	}
 }

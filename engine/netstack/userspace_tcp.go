@@ -2,7 +2,6 @@ package netstack
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -154,107 +152,6 @@ func (c *gvisorConn) Unacked() bool {
 func (c *gvisorConn) Gone() bool {
 	state := tcp.EndpointState(c.ep.State())
 	return state == tcp.StateClose || state == tcp.StateError
-}
-
-// maxSegment is the longest segment towards an app, in bytes of payload; the
-// device takes packets of many segments. gVisor does not repeat a lost segment
-// into a window that is open but shorter than a segment, and does not ask again:
-// with segments of 64 KiB an app with a small receive buffer (or a full one) loses
-// one sooner or later, and waits for good (gVisor 20260905; snd.go,
-// maybeSendSegment). A kernel offers no less than 1460 bytes, or none.
-const maxSegment = 1460
-
-// resetWithin is how long a SYN waits for the reset of the connection before it:
-// gVisor needs microseconds for it, unless there is none.
-const resetWithin = 100 * time.Millisecond
-
-// prepareSYN shows p, before gVisor sees it, to what must be done first if it is
-// a SYN.
-func prepareSYN(s *stack.Stack, p []byte) {
-	proto, id, segment, ok := parseSYN(p)
-	if ok {
-		clampMSS(segment)
-		forgetOldTuple(s, proto, id)
-	}
-}
-
-// clampMSS lowers the maximum segment size that a SYN announces (RFC 9293
-// section 3.7.1) to maxSegment.
-func clampMSS(h header.TCP) {
-	end := min(int(h.DataOffset()), len(h))
-	for i := header.TCPMinimumSize; i+header.TCPOptionMSSLength <= end; {
-		switch n := int(h[i+1]); {
-		case h[i] == header.TCPOptionEOL:
-			return
-		case h[i] == header.TCPOptionNOP:
-			i++
-		case h[i] == header.TCPOptionMSS && n == header.TCPOptionMSSLength:
-			if mss := binary.BigEndian.Uint16(h[i+2:]); mss > maxSegment {
-				lower(h, i+2, mss-maxSegment, true)
-			}
-			return
-		default:
-			i += max(n, 2)
-		}
-	}
-}
-
-// forgetOldTuple makes way for a new connection id, if its addresses and
-// ports belong to one that is closing: an app's kernel reuses a port only when it
-// is done with it.
-//
-// gVisor does this for listening endpoints only. From a Forwarder, it drops the
-// SYN while the old connection is in TIME-WAIT, or resets it: programs that use
-// it stop answering after some thousand quick connections, once source ports
-// come round (seen at 7,000 in two of them, BENCH of November 2026).
-//
-// A connection that its app has reset may still be there, its RST in a queue
-// before the SYN: gVisor answers a SYN that comes after it with a reset of its
-// own, so the SYN waits until the RST is dealt with.
-func forgetOldTuple(s *stack.Stack, proto tcpip.NetworkProtocolNumber, id stack.TransportEndpointID) {
-	find := func() (*tcp.Endpoint, tcp.EndpointState) {
-		ep, ok := s.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, gvisorNIC).(*tcp.Endpoint)
-		if !ok {
-			return nil, tcp.StateClose
-		}
-		return ep, tcp.EndpointState(ep.State())
-	}
-	ep, state := find()
-	for begin := time.Now(); state == tcp.StateEstablished || state == tcp.StateCloseWait || state == tcp.StateError; ep, state = find() {
-		if time.Since(begin) > resetWithin {
-			break
-		}
-		time.Sleep(50 * time.Microsecond)
-	}
-	switch state {
-	case tcp.StateCloseWait, tcp.StateFinWait1, tcp.StateFinWait2, tcp.StateClosing, tcp.StateTimeWait, tcp.StateLastAck:
-		ep.Abort() // its reset acknowledges nothing of the new SYN, so the app ignores it (RFC 9293 section 3.10.7.3)
-	}
-}
-
-// parseSYN parses p as far as needed to tell that it is a SYN without ACK, of
-// which connection, and where the TCP header is.
-func parseSYN(p []byte) (proto tcpip.NetworkProtocolNumber, id stack.TransportEndpointID, segment header.TCP, ok bool) {
-	switch proto = ipVersion(p); proto {
-	case header.IPv4ProtocolNumber:
-		ip := header.IPv4(p)
-		n := int(ip.HeaderLength())
-		if n < header.IPv4MinimumSize || len(p) < n || ip.TransportProtocol() != tcp.ProtocolNumber || ip.FragmentOffset() != 0 {
-			return 0, id, nil, false
-		}
-		id.RemoteAddress, id.LocalAddress, segment = ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[n:])
-	case header.IPv6ProtocolNumber:
-		ip := header.IPv6(p)
-		if ip.NextHeader() != uint8(tcp.ProtocolNumber) {
-			return 0, id, nil, false
-		}
-		id.RemoteAddress, id.LocalAddress, segment = ip.SourceAddress(), ip.DestinationAddress(), header.TCP(p[header.IPv6MinimumSize:])
-	}
-	if len(segment) < header.TCPMinimumSize || segment.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
-		return 0, id, nil, false
-	}
-	id.RemotePort, id.LocalPort = segment.SourcePort(), segment.DestinationPort()
-	return proto, id, segment, true
 }
 
 // answerable reports whether a packet is of one host for another, so that an

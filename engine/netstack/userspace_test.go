@@ -395,3 +395,36 @@ func TestUserspaceQuickConnections(t *testing.T) {
 		t.Errorf("served %d of %d connections", n, connections)
 	}
 }
+
+// A SYN for a connection that lives is its own sender's business: while it waits
+// for a reset that does not come, others go on. 100 of them held them up for 10 s.
+func TestUserspaceSYNOfLiveConnection(t *testing.T) {
+	rig := newUserspaceRig(t, gvisorHandler{stream: func(_ context.Context, _ flow.Flow, p flow.Pending) {
+		c, err := p.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		io.Copy(c, struct{ io.Reader }{c})
+	}})
+	lives := rig.mustDial(t, target4)
+	lives.Write([]byte("!")) // with its echo here, it is established on both sides
+	if _, err := io.ReadFull(lives, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	src := flow.AddrPortOf(lives.LocalAddr())
+	begin := time.Now()
+	for range 100 {
+		rig.tun.Outbound <- craft(app4.String(), target4.Addr().String(), protoTCP, tcpSegment(src.Port(), target4.Port(), 1, 0, tcpSYN, ""))[vnetBytes:]
+	}
+	if back, err := exchange(rig.mustDial(t, target4), []byte("hello")); err != nil || string(back) != "hello" {
+		t.Errorf("another: %q, %v", back, err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("took %v", took)
+	}
+	time.Sleep(2 * resetWithin) // gVisor has the SYNs now
+	if back, err := exchange(lives, []byte("hello")); err != nil || string(back) != "hello" {
+		t.Errorf("the connection itself: %q, %v", back, err)
+	}
+}
