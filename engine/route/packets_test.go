@@ -186,6 +186,40 @@ func TestPacketsNames(t *testing.T) {
 	}
 }
 
+// TestPacketsNamesKeepRights: a rule that names the target opens another user's
+// port to datagrams as it does to connections, on a socket that also sends to a
+// name that no rule has opened, whichever was first.
+func TestPacketsNamesKeepRights(t *testing.T) {
+	server, got := udpServer(t, "s", "127.0.0.1:0")
+	set, err := rules.Compile([]rules.Rule{{Domain: []string{"opened.example"}, Via: "direct"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, other := flow.NameAddr{Name: "opened.example", Port: server.Port()}, flow.NameAddr{Name: "other.example", Port: server.Port()}
+	for _, first := range []flow.NameAddr{opened, other} {
+		h := handler(t, func(o *Options) {
+			o.Rules = set
+			o.Owner = func(_ string, local, _ netip.AddrPort) (uint32, bool) {
+				return 1000 + uint32(local.Port()), true // each socket is another user's
+			}
+		})
+		a := newAppSocket()
+		f := udpFlow(netip.AddrPort{})
+		f.Target = flow.Target{Name: first.Name, Port: first.Port}
+		carryPackets(t, h, f, a)
+		before := got.Load()
+		for i := range int32(3) {
+			a.in <- datagram{"refused", other}
+			if d := a.ask(t, "x", opened); d.data != "s:x" {
+				t.Errorf("%s first: %+v", first, d)
+			}
+			if n := got.Load() - before; n != i+1 {
+				t.Errorf("%s first: %d datagrams have come, want %d", first, n, i+1)
+			}
+		}
+	}
+}
+
 func port(ap netip.AddrPort) string { _, p, _ := net.SplitHostPort(ap.String()); return p }
 
 // TestPacketsNeverLeak: an upstream without UDP, and each policy.

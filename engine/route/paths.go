@@ -15,15 +15,17 @@ import (
 )
 
 // path is one association of a session with one upstream. All destinations
-// share it, with one exception: answers come from addresses that only the far
+// share it, with exceptions: answers come from addresses that only the far
 // end knows, and where two names were asked on the same port nothing tells
 // whose answer it is; nor where a name and an address were. So the second of
-// them gets an association of its own.
+// them gets an association of its own. Names that a rule opens (see rights.go)
+// have another than names that none does.
 type path struct {
 	u      *upstream.Upstream
 	conn   net.PacketConn
 	sender flow.BatchSender // conn; nil if it is none
 	sum    *traffic
+	guards bool        // names that it is sent to keep their asker's rights; see rights.go
 	ended  atomic.Bool // set by the reader: the association is gone
 
 	mu    sync.Mutex
@@ -43,7 +45,7 @@ type fakeDest struct {
 func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path {
 	s.paths = slices.DeleteFunc(s.paths, func(p *path) bool { return p.ended.Load() })
 	for _, p := range s.paths {
-		if p.u == e.d.u && p.admit(e, ap) {
+		if p.u == e.d.u && (e.to.Name == "" || p.guards == e.d.guarded()) && p.admit(e, ap) {
 			return p
 		}
 	}
@@ -56,7 +58,8 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 	var conn net.PacketConn
 	var err error
 	dial := upstream.WithTrace(ctx, &tr)
-	if e.d.u.Spec().Scheme == "direct" {
+	guards := e.d.guarded()
+	if guards {
 		dial = upstream.WithGuard(dial, s.h.guardOf(s.flow))
 	}
 	aside(func() { conn, err = packets.DialPackets(dial, e.d.target) })
@@ -70,7 +73,7 @@ func (s *session) pathFor(ctx context.Context, e *dest, ap netip.AddrPort) *path
 		return nil
 	}
 	s.live.trace.CompareAndSwap(nil, &tr)
-	p := &path{u: e.d.u, conn: conn, sum: s.h.sumOf(e.d.u), real: make(map[uint16]bool)}
+	p := &path{u: e.d.u, conn: conn, sum: s.h.sumOf(e.d.u), guards: guards, real: make(map[uint16]bool)}
 	p.sender, _ = conn.(flow.BatchSender)
 	p.admit(e, ap)
 	s.paths = append(s.paths, p)
