@@ -8,8 +8,11 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/atlanticproxy/atlanticproxy/engine/flow"
 )
@@ -94,5 +97,36 @@ func TestAppsShareNothing(t *testing.T) {
 			t.Fatal(body, err)
 		}
 		a.Close()
+	}
+}
+
+// TestIdleHoldsLittle: an idle connection does not hold what the longest head
+// that it has seen took: 1.3 MB each here.
+func TestIdleHoldsLittle(t *testing.T) {
+	const conns, most = 40, 8 << 20
+	proxy := start(t, &direct{})
+	port := origin(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // pools keep what they have for one
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	fields := strings.Repeat("a:\n", 16<<10)
+	for range conns {
+		a := dialT(t, proxy)
+		a.say("GET http://origin.test:%s/ HTTP/1.1\r\nHost: x\r\n%s\r\n", port, fields)
+		if resp, body, err := a.response(); err != nil || body != "ok" {
+			t.Fatal(resp.Status, body, err)
+		}
+	}
+	end := time.Now().Add(10 * time.Second)
+	for held := heap() - before; held > most; held = heap() - before {
+		if time.Now().After(end) {
+			t.Fatalf("%d idle connections hold %d KiB each", conns, held/conns>>10)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unsafe"
 )
 
 // head is the head of an HTTP/1 message (RFC 9112 section 2.1): a start line
@@ -21,6 +22,9 @@ type field struct {
 	name, value []byte
 	hop         bool // for the next hop only, or written anew: it does not pass
 }
+
+// size is the bytes of memory that h holds.
+func (h *head) size() int { return cap(h.raw) + cap(h.fields)*int(unsafe.Sizeof(field{})) }
 
 var (
 	errHeadTooLong = errors.New("the head is too long")

@@ -18,6 +18,9 @@ const (
 	watchAfter = 100 * time.Millisecond
 	// orphanCheck is how often an app that has closed its side is looked at.
 	orphanCheck = time.Second
+	// keptBytes is how much memory for heads an idle connection holds on to: more
+	// than most need. Hostile ones need megabytes: a field of 3 bytes takes 56.
+	keptBytes = 32 << 10
 )
 
 // serveHTTP carries an HTTP connection (RFC 9110 section 7) until it ends:
@@ -78,6 +81,7 @@ type appConn struct {
 // flow.SayWithin to begin.
 func (c *appConn) next(first bool) error {
 	if !first {
+		c.release()
 		c.wait()
 		c.SetReadDeadline(time.Now().Add(flow.AppIdle))
 		if _, err := c.buf.Peek(1); err != nil {
@@ -94,6 +98,13 @@ func (c *appConn) next(first bool) error {
 	c.said()
 	c.SetReadDeadline(time.Time{})
 	return c.understand()
+}
+
+// release frees what the last exchange needed, if that was much.
+func (c *appConn) release() {
+	if c.head.size()+c.resp.size()+c.body.trailer.size()+cap(c.out)+cap(c.in) > keptBytes {
+		c.request, c.resp, c.body, c.out, c.in = request{}, response{}, body{}, nil, nil
+	}
 }
 
 // refuseRequest answers what is not understood; an app that has not said a whole
@@ -147,6 +158,9 @@ func (c *appConn) takeTarget(key targetKey) *target {
 // keepTarget keeps a connection for further requests.
 func (c *appConn) keepTarget(t *target) {
 	t.used = true
+	if t.body.trailer.size() > keptBytes {
+		t.body = body{}
+	}
 	if !t.bound {
 		c.s.targets.add(t)
 		return
