@@ -13,14 +13,16 @@ import (
 
 // dial opens a connection to the target of a plain HTTP request: a flow like
 // any other, whose app is ourselves. said is what the app has said already; it
-// has left if sent is true. The Handler gets ctx; gone is closed when nobody
-// wants the connection any more.
+// has left if sent is true. gone is closed when nobody wants the connection any
+// more; then the Handler's context ends.
 func (s *server) dial(ctx context.Context, gone <-chan struct{}, src, door netip.AddrPort, t flow.Target, said []byte) (conn *pipe, sent bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, false, err // stopping: open no more flows
 	}
 	p := &dialPending{target: t, said: said, answer: make(chan dialed), gone: gone}
+	ctx, cancel := context.WithCancel(ctx)
 	s.running.Go(func() {
+		defer cancel()
 		s.opts.Handler.HandleStream(ctx, newFlow(flow.TCP, flow.HTTP, src, door, t), p)
 		p.Reject(flow.Unreachable) // no effect, unless the Handler forgot
 	})
@@ -28,6 +30,7 @@ func (s *server) dial(ctx context.Context, gone <-chan struct{}, src, door netip
 	case d := <-p.answer:
 		return d.conn, p.spoken.Load(), d.err
 	case <-gone:
+		cancel()
 		return nil, false, errAppGone
 	}
 }

@@ -296,6 +296,33 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+// stuckDialer is a flow.Handler whose dials last until their context ends.
+type stuckDialer struct {
+	direct
+	begun, ended chan bool
+}
+
+func (d *stuckDialer) HandleStream(ctx context.Context, _ flow.Flow, _ flow.Pending) {
+	d.begun <- true
+	<-ctx.Done()
+	d.ended <- true
+}
+
+// TestAppLeavesDial: nobody dials on for an app that has gone.
+func TestAppLeavesDial(t *testing.T) {
+	d := &stuckDialer{begun: make(chan bool, 1), ended: make(chan bool, 1)}
+	a := dialT(t, start(t, d))
+	a.say("GET http://origin.test/ HTTP/1.1\r\nHost: x\r\n\r\n")
+	<-d.begun
+	a.Conn.(*net.TCPConn).SetLinger(0)
+	a.Close()
+	select {
+	case <-d.ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the dial goes on")
+	}
+}
+
 // TestAppLeaves: nobody works on for an app that has gone.
 func TestAppLeaves(t *testing.T) {
 	proxy := startWith(t, Options{Handler: &direct{}, User: owners(t)})
