@@ -57,7 +57,8 @@ in_root() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC
 start_machine() {
 	mkdir -p "$root/dev/net"
 	[ -e "$root/dev/net/tun" ] || mknod "$root/dev/net/tun" c 10 200
-	unshare -n -m -p -f --kill-child chroot "$root" sh -c 'mount -t proc proc /proc && exec sleep 600' &
+	unshare -n -m -p -f --kill-child chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+		sh -c 'mount -t proc proc /proc && exec sleep 600' &
 	holder=$!
 	machine=
 	for _ in $(seq 100); do
@@ -65,6 +66,7 @@ start_machine() {
 		[ -z "$machine" ] || [ "$(tr '\0' ' ' <"/proc/$machine/cmdline")" != 'sleep 600 ' ] || break
 		sleep 0.1
 	done
+	[ -n "$machine" ] || die "the machine of the test does not start"
 	in_network ip link set lo up
 	in_network ip link add up0 type veth peer name up1
 	in_network ip link set up1 up
