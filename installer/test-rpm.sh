@@ -20,8 +20,11 @@ in_rpm() {
 	rpm --root "$root" --dbpath /var/lib/rpm "$@" >"$work/rpm.log" 2>&1 || { cat "$work/rpm.log" >&2; die "rpm $* failed"; }
 	! grep -qi 'error\|warning.*scriptlet' "$work/rpm.log" || fail "rpm $*: $(cat "$work/rpm.log")"
 }
-# rpm stays outside of the machine's root and goes into it for the scripts.
-remove_in_machine() { nsenter -t "$machine" -n -m -p rpm --root "$root" --dbpath /var/lib/rpm "$@"; }
+# rpm stays outside of the machine's root and goes into it for the scripts, which
+# find the machine's processes there.
+remove_in_machine() {
+	nsenter -t "$machine" -n -p unshare -m sh -c 'mount -t proc proc "$0/proc" && exec rpm --root "$0" --dbpath /var/lib/rpm "$@"' "$root" "$@"
+}
 in_rpm --initdb
 snapshot >"$work/before"
 
