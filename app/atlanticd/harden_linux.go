@@ -13,7 +13,7 @@ import (
 // needed are the capabilities that the service uses; assets/service has the
 // same ones, and what each is for.
 var needed = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE,
-	unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_CHOWN, unix.CAP_FOWNER}
+	unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_CHOWN, unix.CAP_FOWNER, unix.CAP_SYS_RESOURCE}
 
 // harden gives up what the service does not need, so that one started by hand
 // is no more than what the unit makes of it: no core dump and no debugger shows

@@ -96,7 +96,7 @@ func hasFewRights(t *testing.T, program string, uid int) {
 // The list in the code is the unit's.
 func TestNeededIsTheUnits(t *testing.T) {
 	names := map[uintptr]string{unix.CAP_NET_ADMIN: "CAP_NET_ADMIN", unix.CAP_NET_RAW: "CAP_NET_RAW", unix.CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
-		unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE", unix.CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH", unix.CAP_CHOWN: "CAP_CHOWN", unix.CAP_FOWNER: "CAP_FOWNER"}
+		unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE", unix.CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH", unix.CAP_CHOWN: "CAP_CHOWN", unix.CAP_FOWNER: "CAP_FOWNER", unix.CAP_SYS_RESOURCE: "CAP_SYS_RESOURCE"}
 	var list []string
 	for _, c := range needed {
 		list = append(list, names[c])
